@@ -1,0 +1,1 @@
+../../src/neurocoder/__init__.py

@@ -1,0 +1,1 @@
+../../src/neurocoder/errors.py

@@ -1,0 +1,293 @@
+"""A3C: asynchronous advantage actor-critic (Mnih et al. 2016, arXiv 1602.01783, algorithm S3).
+
+Every worker plays its own batch of games with its own copy of the network, computes one gradient from
+`n_steps` steps of each game, and applies it to the shared network without waiting for the others
+(``neurocoder.agents.hogwild`` holds the processes and the shared memory). What differs from the paper:
+
+* a worker steps `envs_per_worker` games as one batch (the paper: one game);
+* advantages are generalised (Schulman et al. 2016, eq. 16; gae_lambda = 1 is the paper's n-step return);
+* terminated and truncated are kept apart: a truncated episode is bootstrapped from its last observation;
+* losses are means over the batch, not sums;
+* heads may carry an auxiliary loss (Neurocoder: the orthogonality of its program memory).
+
+Read on: config, the equations as pure functions, the rollout, the update.
+
+    neurocoder train ALE/Breakout-v5 --steps 1000000
+
+Shape suffixes: T time (n_steps), B batch (games of one worker).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurocoder.errors import NeurocoderError, require
+from neurocoder.policies import Policy, PolicyTrace, State, to_env_action
+
+
+class NonFiniteLossError(NeurocoderError):
+    """Raised when a loss or gradient is NaN or infinite, before it reaches the shared network."""
+
+
+@dataclass(frozen=True, slots=True)
+class A3CConfig:
+    """Hyper-parameters of A3C. Defaults are tuned for Atari on few cores."""
+
+    workers: int = 2
+    """Processes, each with its own games and its own copy of the network."""
+    envs_per_worker: int = 8
+    """Games that one worker steps as one batch."""
+    n_steps: int = 20
+    """Steps of each game between two updates."""
+    optimizer: str = "adam"
+    """adam or rmsprop; its statistics are shared by all workers."""
+    learning_rate: float = 4e-4
+    lr_schedule: str = "constant"
+    """constant, or linear: down to zero at the last step."""
+    optimizer_eps: float = 1e-5
+    """Added to the denominator of Adam or RMSProp."""
+    rmsprop_decay: float = 0.99
+    """Decay of RMSProp's running square."""
+    gamma: float = 0.99
+    """Discount per agent step."""
+    gae_lambda: float = 0.95
+    """λ of the generalised advantage; 1 is the n-step return of the paper."""
+    entropy_coefficient: float = 0.01
+    value_coefficient: float = 0.5
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are scaled down to it; 0 switches clipping off."""
+    reward_clip: float = 1.0
+    """Rewards are cut to ± this for learning only; 0 keeps them as they are."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "envs_per_worker", "n_steps"):
+            require(getattr(self, name) >= 1, f"a3c.{name}", getattr(self, name), ">= 1")
+        for name in ("learning_rate", "optimizer_eps"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value > 0, f"a3c.{name}", value, "finite and > 0")
+        for name in ("entropy_coefficient", "value_coefficient", "max_grad_norm", "reward_clip"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value >= 0, f"a3c.{name}", value, "finite and >= 0")
+        for name in ("gamma", "gae_lambda", "rmsprop_decay"):
+            require(0 <= getattr(self, name) <= 1, f"a3c.{name}", getattr(self, name), "in [0, 1]")
+        for name, known in (("optimizer", ("adam", "rmsprop")), ("lr_schedule", ("constant", "linear"))):
+            require(getattr(self, name) in known, f"a3c.{name}", getattr(self, name), f"one of {known}")
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Agent steps in one worker's update."""
+        return self.n_steps * self.envs_per_worker
+
+
+# --------------------------------------------------------------------------------------- equations
+
+
+def generalized_advantage(
+    reward_TB: Tensor,
+    value_TB: Tensor,
+    next_value_TB: Tensor,
+    terminated_TB: Tensor,
+    truncated_TB: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Return Âₜ = Σ_k (γλ)ᵏ δₜ₊ₖ with δₜ = rₜ + γ V(sₜ₊₁) − V(sₜ) (Schulman et al. 2016, eqs. 12, 16), [T, B].
+
+    ============== ===== =======================================================================
+    reward_TB      T, B  rₜ, paid for the action at t
+    value_TB       T, B  V(sₜ)
+    next_value_TB  T, B  V of the state that this step led to; where truncated, of the last one
+    terminated_TB  T, B  bool: that state is final and worth nothing
+    truncated_TB   T, B  bool: the episode was cut there, its value counts, the sum ends
+    ============== ===== =======================================================================
+    """
+    alive = (~terminated_TB).to(reward_TB.dtype)
+    same_episode = (~(terminated_TB | truncated_TB)).to(reward_TB.dtype)
+    delta_TB = reward_TB + gamma * alive * next_value_TB - value_TB
+    advantage_TB = torch.empty_like(delta_TB)
+    running_B = torch.zeros_like(delta_TB[0])
+    for t in reversed(range(len(delta_TB))):
+        running_B = delta_TB[t] + gamma * gae_lambda * same_episode[t] * running_B
+        advantage_TB[t] = running_B
+    return advantage_TB
+
+
+def policy_gradient_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """Return −mean(log π(aₜ|sₜ) · Âₜ); the advantage is a constant (algorithm S3, dθ)."""
+    return -(log_prob * advantage.detach()).mean()
+
+
+def value_loss(value: Tensor, target: Tensor) -> Tensor:
+    """Return ½·mean((Rₜ − V(sₜ))²); the target is a constant (algorithm S3, dθ_v)."""
+    return 0.5 * (target.detach() - value).square().mean()
+
+
+def learning_rate(config: A3CConfig, agent_steps: int, total_steps: int) -> float:
+    """Return the learning rate for the update that ends at `agent_steps` of `total_steps`."""
+    if config.lr_schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * max(0.0, 1 - agent_steps / total_steps)
+
+
+# ----------------------------------------------------------------------------------------- rollout
+
+
+class Episode(NamedTuple):
+    """A whole episode that ended: raw return and length in agent steps."""
+
+    raw_return: float
+    length: int
+
+
+@dataclass(slots=True)
+class Rollout:
+    """`n_steps` steps of one worker's games, as they were played.
+
+    ======================= ======== ==================================================================
+    observation             T, B, …  what the policy saw
+    episode_start           T, B     bool: the first observation of a (training) episode
+    action                  T, B, …  as the distribution drew it
+    reward                  T, B     raw
+    terminated, truncated   T, B     bool, never both
+    truncation_value        T, B     V of the last observation where truncated, else 0
+    bootstrap_value         B        V of the observation after the last step
+    initial_state           B, …     recurrent state before the first step
+    ======================= ======== ==================================================================
+    """
+
+    observation: Tensor
+    episode_start: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    truncation_value: Tensor
+    bootstrap_value: Tensor
+    initial_state: State
+    episodes: list[Episode] = field(default_factory=list)
+
+    def next_value(self, value_TB: Tensor) -> Tensor:
+        """Return V of the state that each step led to, [T, B], given V of the states themselves."""
+        following = torch.cat((value_TB[1:], self.bootstrap_value[None]))
+        return torch.where(self.truncated, self.truncation_value, following)
+
+
+def rollouts(
+    policy: Policy,
+    envs: gym.vector.VectorEnv,
+    config: A3CConfig,
+    seeds: list[int],
+    generator: torch.Generator,
+) -> Iterator[Rollout]:
+    """Play for ever, yielding `n_steps` of every game at a time.
+
+    Between two yields the consumer may change `policy` in place. `seeds` start the games, one each;
+    `generator` draws the actions.
+    """
+    device = next(policy.parameters()).device
+    n_envs = envs.num_envs
+    space = envs.single_action_space
+
+    observation, _ = envs.reset(seed=seeds)
+    state = policy.initial_state(n_envs)
+    start = torch.ones(n_envs, dtype=torch.bool)
+    while True:
+        initial_state = state
+        steps: list[tuple[Tensor, ...]] = []
+        episodes: list[Episode] = []
+        with torch.no_grad():
+            for _ in range(config.n_steps):
+                seen = torch.as_tensor(observation)
+                output, state, _ = policy(seen.to(device), state, start.to(device))
+                action = policy.distribution(output.logits).sample(generator).cpu()
+                observation, reward, terminated_np, truncated_np, info = envs.step(
+                    to_env_action(space, action)
+                )
+                terminated = torch.from_numpy(terminated_np)
+                truncated = torch.from_numpy(truncated_np & ~terminated_np)
+                last_value = torch.zeros(n_envs)
+                if truncated.any():
+                    final = torch.as_tensor(info["final_obs"]).to(device)
+                    goes_on = torch.zeros(n_envs, dtype=torch.bool, device=device)
+                    value = policy(final, state, goes_on)[0].value.float().cpu()
+                    last_value[truncated] = value[truncated]
+                reward = torch.as_tensor(reward, dtype=torch.float32)
+                steps.append((seen, start, action, reward, terminated, truncated, last_value))
+                episodes += [
+                    Episode(float(info["episode"]["r"][i]), int(info["episode"]["l"][i]))
+                    for i in np.flatnonzero(info["_episode"])
+                ]
+                start = terminated | truncated
+            seen = torch.as_tensor(observation).to(device)
+            bootstrap = policy(seen, state, start.to(device))[0].value.float().cpu()
+        yield Rollout(
+            *(torch.stack(column) for column in zip(*steps, strict=True)),
+            bootstrap_value=bootstrap,
+            initial_state=initial_state,
+            episodes=episodes,
+        )
+
+
+# ------------------------------------------------------------------------------------------ update
+
+
+def last_step(trace: PolicyTrace) -> PolicyTrace:
+    """Return the last time step of a trace [T, B, ...]: enough for a curve, a fraction of the cost."""
+    parts = (None if part is None else type(part)(*(tensor[-1] for tensor in part)) for part in trace)
+    return PolicyTrace(*parts)
+
+
+def loss_and_metrics(
+    policy: Policy, rollout: Rollout, config: A3CConfig
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the scalar loss of `rollout` under `policy`, with its graph, and the parts as numbers."""
+    device = next(policy.parameters()).device
+    output, _, trace = policy(
+        rollout.observation.to(device), rollout.initial_state, rollout.episode_start.to(device)
+    )
+    value_TB = output.value.float()
+    distribution = policy.distribution(output.logits)
+
+    reward_TB = rollout.reward
+    if config.reward_clip:
+        reward_TB = reward_TB.clamp(-config.reward_clip, config.reward_clip)
+    known_value_TB = value_TB.detach().cpu()
+    advantage_TB = generalized_advantage(
+        reward_TB,
+        known_value_TB,
+        rollout.next_value(known_value_TB),
+        rollout.terminated,
+        rollout.truncated,
+        config.gamma,
+        config.gae_lambda,
+    )
+    target_TB = (advantage_TB + known_value_TB).to(device)
+
+    policy_part = policy_gradient_loss(
+        distribution.log_prob(rollout.action.to(device)), advantage_TB.to(device)
+    )
+    value_part = value_loss(value_TB, target_TB)
+    entropy = distribution.entropy().mean()
+    auxiliary = policy.aux_loss()
+    loss = (
+        policy_part
+        + config.value_coefficient * value_part
+        - config.entropy_coefficient * entropy
+        + auxiliary
+    )
+    metrics = {
+        "loss": loss.item(),
+        "policy_loss": policy_part.item(),
+        "value_loss": value_part.item(),
+        "entropy": entropy.item(),
+        "aux_loss": auxiliary.item(),
+        "value": float(known_value_TB.mean()),
+        **policy.diagnostics(last_step(trace)),
+    }
+    return loss, metrics

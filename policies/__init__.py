@@ -1,0 +1,23 @@
+"""Everything that maps (observation, state) to (output, state, trace)."""
+
+from neurocoder.policies.cores import CORES, State
+from neurocoder.policies.distributions import to_env_action
+from neurocoder.policies.encoders import ENCODERS
+from neurocoder.policies.heads import HEADS, NeurocoderLinear, ProgramTrace, head_options, make_head
+from neurocoder.policies.policy import Policy, PolicyConfig, PolicyOutput, PolicyTrace
+
+__all__ = [
+    "CORES",
+    "ENCODERS",
+    "HEADS",
+    "NeurocoderLinear",
+    "Policy",
+    "PolicyConfig",
+    "PolicyOutput",
+    "PolicyTrace",
+    "ProgramTrace",
+    "State",
+    "head_options",
+    "make_head",
+    "to_env_action",
+]

@@ -1,0 +1,35 @@
+"""Heads by name."""
+
+import inspect
+from typing import Any
+
+from neurocoder.errors import lookup, near
+from neurocoder.policies.heads.base import Head, HeadError
+from neurocoder.policies.heads.linear import LinearHead
+from neurocoder.policies.heads.neurocoder import NeurocoderLinear
+
+HEADS: dict[str, type[Head]] = {
+    "linear": LinearHead,
+    "neurocoder": NeurocoderLinear,
+}
+
+
+def head_options(name: str) -> dict[str, Any]:
+    """Return the options of head `name` with their defaults."""
+    parameters = inspect.signature(lookup(HEADS, name, "head", HeadError)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def make_head(name: str, in_features: int, out_features: int, **options: Any) -> Head:
+    """Return head `name` mapping [..., in_features] to [..., out_features].
+
+    Raises
+    ------
+    HeadError
+        An unknown name or option (near names are offered), or a value that the head cannot use.
+    """
+    known = head_options(name)
+    for option in options:
+        if option not in known:
+            raise HeadError(f"head {name!r} has no option {option!r}{near(option, known)}")
+    return HEADS[name](in_features, out_features, **options)

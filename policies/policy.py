@@ -1,0 +1,139 @@
+"""The composed policy: encoder → core → actor and critic heads, with explicit state."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from neurocoder.errors import ConfigError, lookup, require
+from neurocoder.policies.cores import CORES, State, make_core
+from neurocoder.policies.distributions import ActionDistribution, make_distribution, n_action_parameters
+from neurocoder.policies.encoders import ENCODERS, make_encoder
+from neurocoder.policies.heads import HEADS, head_options, make_head
+
+# Multiplied into the heads' weights once, at initialisation, so that a fresh agent acts uniformly and
+# predicts values near zero, and yet learns at full speed from there.
+ACTOR_SCALE = {"linear": 0.01, "neurocoder": 0.02}
+CRITIC_SCALE = {"linear": 0.1, "neurocoder": 0.1}
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """What a policy is made of.
+
+    ``head_config`` goes to both heads as it is (see ``head_options``); its ``output_scale``, if given,
+    replaces the harmless one that actor and critic start with.
+    """
+
+    encoder: str = "auto"
+    """a3c, nature, a3g, mlp, or auto: a3c for images, mlp for everything else."""
+    core: str = "lstm"
+    """none, lstm or gru."""
+    core_size: int = 256
+    """Units of the core."""
+    head: str = "neurocoder"
+    """Head of actor and critic; `neurocoder list heads` shows all."""
+    head_config: dict[str, Any] = field(default_factory=dict)
+    """Options of the head, e.g. slots = 80."""
+
+    def __post_init__(self) -> None:
+        for field_name, value, known in (
+            ("encoder", self.encoder, {"auto": None, **ENCODERS}),
+            ("core", self.core, CORES),
+            ("head", self.head, HEADS),
+        ):
+            lookup(known, value, field_name)
+        options = head_options(self.head)
+        for option in self.head_config:
+            lookup(options, option, f"option of head {self.head!r}")
+        require(self.core_size >= 1, "policy.core_size", self.core_size, ">= 1")
+
+
+
+class PolicyOutput(NamedTuple):
+    """logits [..., A]: parameters of the action distribution (a Box's means); value [...]: the critic's estimate."""
+
+    logits: Tensor
+    value: Tensor
+
+
+class PolicyTrace(NamedTuple):
+    """What each head's program memory did; None for heads without one."""
+
+    actor: Any
+    critic: Any
+
+
+class Policy(nn.Module):
+    """``output, state, trace = policy(observation, state, episode_start)``.
+
+    Observations are [B, ...] with episode_start [B], or [T, B, ...] with episode_start [T, B]; state always
+    has one row per batch element and is returned as it stands after the last step.
+
+    Raises
+    ------
+    ConfigError
+        An observation or action space that no encoder or distribution handles.
+    """
+
+    def __init__(
+        self, observation_space: gym.Space, action_space: gym.Space, config: PolicyConfig | None = None
+    ) -> None:
+        super().__init__()
+        config = config or PolicyConfig()
+        if not isinstance(observation_space, gym.spaces.Box):
+            raise ConfigError(
+                f"observation space {observation_space} is not supported: expected a Box (others are "
+                f"flattened into one by neurocoder.envs.make_vec)"
+            )
+        self.config = config
+        self.observation_space = observation_space
+        self.action_space = action_space
+        shape = observation_space.shape
+        name = config.encoder
+        if name == "auto":
+            name = "a3c" if len(shape) == 3 else "mlp"
+        self.encoder = make_encoder(name, shape)
+        self.core = make_core(config.core, self.encoder.out_features, config.core_size)
+        n_parameters = n_action_parameters(action_space)
+        self.actor = self._head(n_parameters, ACTOR_SCALE)
+        self.critic = self._head(1, CRITIC_SCALE)
+        box = isinstance(action_space, gym.spaces.Box)
+        self.log_std = nn.Parameter(torch.zeros(n_parameters)) if box else None
+
+    def _head(self, n_outputs: int, scales: dict[str, float]) -> nn.Module:
+        options = {"output_scale": scales[self.config.head], **self.config.head_config}
+        return make_head(self.config.head, self.core.out_features, n_outputs, **options)
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return the state at the start of an episode, for `batch_size` rows."""
+        return self.core.initial_state(batch_size)
+
+    def forward(
+        self, observation: Tensor, state: State, episode_start: Tensor
+    ) -> tuple[PolicyOutput, State, PolicyTrace]:
+        leading = episode_start.shape
+        features = self.encoder(observation.flatten(0, len(leading) - 1))
+        features, state = self.core(features.unflatten(0, leading), state, episode_start)
+        with torch.autocast(features.device.type, enabled=False):  # the heads are small: full precision
+            features = features.float() if features.dtype == torch.bfloat16 else features
+            logits, actor = self.actor.forward_with_trace(features)
+            value, critic = self.critic.forward_with_trace(features)
+        return PolicyOutput(logits, value.squeeze(-1)), state, PolicyTrace(actor, critic)
+
+    def distribution(self, logits: Tensor) -> ActionDistribution:
+        """Return the distribution over actions for head outputs `logits` [..., A]."""
+        return make_distribution(self.action_space, logits, self.log_std)
+
+    def aux_loss(self) -> Tensor:
+        """Return the heads' auxiliary losses (Neurocoder: a·L_o each), to be added once per update."""
+        return self.actor.aux_loss() + self.critic.aux_loss()
+
+    def diagnostics(self, trace: PolicyTrace) -> dict[str, float]:
+        """Return both heads' diagnostics, prefixed ``actor/`` and ``critic/``."""
+        numbers = {}
+        for name, head, part in (("actor", self.actor, trace.actor), ("critic", self.critic, trace.critic)):
+            numbers |= {f"{name}/{key}": value for key, value in head.diagnostics(part).items()}
+        return numbers

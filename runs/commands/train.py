@@ -1,0 +1,176 @@
+"""``neurocoder train``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from neurocoder.runs.config import TrainConfig
+
+# Flags that are short forms of configuration keys.
+_KEYS = {
+    "agent": "agent",
+    "encoder": "policy.encoder",
+    "core": "policy.core",
+    "head": "policy.head",
+    "preset": "preset",
+    "workers": "a3c.workers",
+    "envs_per_worker": "a3c.envs_per_worker",
+    "steps": "steps",
+    "seed": "seed",
+    "device": "device",
+    "precision": "precision",
+}
+
+
+def train(
+    env: str | None = None,
+    /,
+    *,
+    recipe: str | None = None,
+    agent: str | None = None,
+    encoder: str | None = None,
+    core: str | None = None,
+    head: str | None = None,
+    preset: str | None = None,
+    workers: int | None = None,
+    envs_per_worker: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
+    logs: Path = Path("logs"),
+    resume: str | None = None,
+    trust: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Train an agent; ENV is any installed Gymnasium id, e.g. ALE/Pong-v5.
+
+    Without flags: A3C with Neurocoder heads; Atari games with the a3c network and an LSTM under the protocol
+    machado2018 (recipe `atari`), everything else with a small network (recipe `control`). Ctrl-C saves and
+    ends the run.
+
+    Parameters
+    ----------
+    env
+        Environment id; `neurocoder list envs` shows all.
+    recipe
+        Name (`neurocoder list recipes`) or TOML file.
+    agent
+        Learner: a3c.
+    encoder
+        a3c, nature, a3g, mlp or auto.
+    core
+        none, lstm or gru.
+    head
+        Head of actor and critic: `neurocoder list heads`.
+    preset
+        Atari protocol: machado2018, dqn2015 or neurocoder2020.
+    workers
+        Processes.
+    envs_per_worker
+        Games that one worker steps as one batch.
+    steps
+        Agent steps in all, over all workers.
+    seed
+        Seed of the run.
+    device
+        cpu, cuda or cuda:N.
+    precision
+        auto, fp32 or bf16.
+    set_
+        Any other key of the configuration, e.g. --set a3c.gamma=0.995 --set policy.head_config.slots=40.
+    logs
+        Folder of all runs.
+    resume
+        Go on with this run (a folder); everything else is taken from it.
+    trust
+        Allow a resumed run to import the module that its environment id names.
+    """
+    flags = {key: value for key, value in locals().items() if key in _KEYS and value is not None}
+    from neurocoder.runs.config import parse_override
+
+    overrides = {_KEYS[flag]: value for flag, value in flags.items()}
+    overrides |= dict(parse_override(text) for text in set_ or [])
+    if resume is not None:
+        return _resume(resume, env, recipe, overrides, logs, trust)
+    return _start(env, recipe, overrides, logs)
+
+
+def _start(env: str | None, recipe: str | None, overrides: dict[str, Any], logs: Path) -> int:
+    from neurocoder.runs.config import resolve
+    from neurocoder.runs.run import Run
+    from neurocoder.runs.training import prepare, run_training
+
+    config, policy = prepare(resolve(env, recipe, overrides, "command line"))
+    with Run.create(logs, config) as run:
+        _announce(config, policy, run.path)
+        return _conclude(run.path, run_training(config, policy, run))
+
+
+def _resume(
+    text: str, env: str | None, recipe: str | None, overrides: dict[str, Any], logs: Path, trust: bool
+) -> int:
+    from neurocoder.errors import ConfigError
+    from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint
+    from neurocoder.runs.run import Run
+    from neurocoder.runs.training import prepare, run_training
+
+    run = Run.open(text, logs)
+    stored = run.config()
+    _refuse_conflicts(stored, env, recipe, overrides)
+    with run:
+        checkpoint = load_checkpoint(find_checkpoint(run.checkpoints))
+        done = checkpoint.state.get("agent_steps")
+        if not isinstance(done, int):
+            raise ConfigError(f"{checkpoint.path / 'state.json'}: agent_steps is missing")
+        if done >= stored.steps:
+            print(f"{run.path} has its {stored.steps:,} agent steps already: nothing to do")
+            return 0
+        config, policy = prepare(stored, trust=trust)
+        print(f"resuming at {done:,} agent steps; games start anew", flush=True)
+        _announce(config, policy, run.path)
+        return _conclude(run.path, run_training(config, policy, run, checkpoint, trust=trust))
+
+
+def _refuse_conflicts(
+    stored: "TrainConfig", env: str | None, recipe: str | None, overrides: dict[str, Any]
+) -> None:
+    """Raise unless every flag given beside --resume says what the run was started with."""
+    from neurocoder.errors import ConfigError
+    from neurocoder.runs.config import to_mapping
+
+    if recipe is not None:
+        raise ConfigError("--recipe cannot be given with --resume: everything is taken from the run")
+    given = {**overrides, **({"env": env} if env else {})}
+    for name, value in given.items():
+        found: Any = to_mapping(stored)
+        for part in ("protocol.name" if name == "preset" else name).split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found != value:
+            raise ConfigError(
+                f"{name}={value!r} conflicts with the run, which has {found!r}: --resume takes everything "
+                f"from the run; leave the flag out"
+            )
+
+
+def _announce(config: "TrainConfig", policy: Any, path: Path) -> None:
+    parameters = sum(p.numel() for p in policy.parameters())
+    network = f"{type(policy.encoder).__name__} → {config.policy.core} → {config.policy.head} heads"
+    print(f"{config.env}: {config.agent}, {network}, {parameters:,} parameters, {config.precision}")
+    if config.protocol is not None:
+        print(f"protocol {config.protocol.describe()}")
+    games = f"{config.a3c.workers} workers × {config.a3c.envs_per_worker} games"
+    print(f"{games}, {config.steps:,} agent steps, seed {config.seed}; writing {path}", flush=True)
+
+
+def _conclude(path: Path, outcome: Any) -> int:
+    mean = "no episode ended" if outcome.mean_return is None else f"mean raw return {outcome.mean_return:.2f}"
+    word = "stopped" if outcome.interrupted else "done"
+    print(f"{word} at {outcome.agent_steps:,} agent steps after {outcome.seconds:.0f} s: {mean} (last 100 episodes)")
+    if outcome.interrupted:
+        print(f"go on with: neurocoder train --resume {path}")
+    else:
+        print(f"score it with: neurocoder eval {path}")
+    return 0

@@ -1,0 +1,197 @@
+"""What a run is told: one typed configuration, from recipe files, flags and ``--set`` overrides.
+
+Values come from TOML and are checked against the dataclasses' types (strictly: "2" is no integer) and then
+by the dataclasses themselves (ranges). An unknown key is an error that offers the nearest known one.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import tomli_w
+
+from neurocoder.agents.a3c import A3CConfig
+from neurocoder.envs import AtariProtocol, env_spec, get_protocol, is_atari
+from neurocoder.errors import ConfigError, lookup, near, require
+from neurocoder.policies import PolicyConfig
+
+AGENTS = ("a3c",)
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Everything that decides a training run; ``config.toml`` in the run's folder is its only copy."""
+
+    env: str
+    agent: str = "a3c"
+    steps: int = 10_000_000
+    """Agent steps in all, over all workers."""
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "auto"
+    """auto, fp32 or bf16; a run's config.toml holds what auto came to."""
+    log_every: int = 2_000
+    """Agent steps between two rows of progress.csv."""
+    checkpoint_every: int = 100_000
+    """Agent steps between two checkpoints; one is always written at the end."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints are kept, besides the best."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    a3c: A3CConfig = field(default_factory=A3CConfig)
+    protocol: AtariProtocol | None = None
+
+    def __post_init__(self) -> None:
+        require(self.agent in AGENTS, "agent", self.agent, f"one of {AGENTS}")
+        require(self.precision in PRECISIONS, "precision", self.precision, f"one of {PRECISIONS}")
+        for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
+
+
+# ------------------------------------------------------------------------------------- typed loading
+
+
+def from_mapping(values: Mapping[str, Any], source: str) -> TrainConfig:
+    """Return the configuration that `values` (parsed TOML) describes; `source` names them in errors.
+
+    Raises
+    ------
+    ConfigError
+        An unknown key, a value of the wrong type, or one out of range: one line, naming the field.
+    """
+    _refuse_unknown(TrainConfig, values, source)
+    try:
+        return pydantic.TypeAdapter(TrainConfig).validate_python(dict(values))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):
+            raise ConfigError(f"{source}: {cause}") from None
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ConfigError(f"{source}: {name} is missing") from None
+        raise ConfigError(
+            f"{source}: {name}={first['input']!r} has the wrong type: {first['msg'].lower()}"
+        ) from None
+
+
+def _refuse_unknown(kind: type, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(f"{source}: unknown key {prefix + key!r}{near(key, hints)}")
+        inner = _dataclass_of(hints[key])
+        if inner is None:
+            _refuse_wrong_type(hints[key], value, prefix + key, source)
+        elif isinstance(value, Mapping):
+            _refuse_unknown(inner, value, source, f"{prefix}{key}.")
+
+
+def _refuse_wrong_type(hint: Any, value: Any, name: str, source: str) -> None:
+    """Refuse what lax conversion would let through: "2" for an integer, true for a number, 1 for a text."""
+    if hint not in (int, float, str, bool):
+        return
+    accepted = (int, float) if hint is float else (hint,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(
+            f"{source}: {name}={value!r} has the wrong type: expected {hint.__name__}, "
+            f"got {type(value).__name__}"
+        )
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    """Return the dataclass in a hint like ``X`` or ``X | None``."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((t for t in options if isinstance(t, type) and dataclasses.is_dataclass(t)), None)
+
+
+def to_mapping(config: TrainConfig) -> dict[str, Any]:
+    """Return `config` as nested dictionaries that TOML can hold (absent where None)."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
+
+
+def to_toml(config: TrainConfig) -> str:
+    """Return `config` as TOML text."""
+    return tomli_w.dumps(to_mapping(config))
+
+
+# ----------------------------------------------------------------------------- recipes and overrides
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    folder = resources.files("neurocoder.runs.recipes")
+    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def read_recipe(name_or_file: str) -> dict[str, Any]:
+    """Return the parsed recipe of that name, or of that TOML file."""
+    if name_or_file.endswith(".toml"):
+        return read_toml(Path(name_or_file))
+    lookup(dict.fromkeys(recipe_names()), name_or_file, "recipe")
+    text = (resources.files("neurocoder.runs.recipes") / f"{name_or_file}.toml").read_text("utf-8")
+    return tomllib.loads(text)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the parsed file, or raise a ConfigError that names it."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as TOML: {error}") from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Return key and value of ``a3c.gamma=0.9``; the value is TOML, or text where it is no TOML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: expected KEY=VALUE, e.g. a3c.gamma=0.99")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set ``values["a"]["b"]`` for dotted name ``a.b``, making tables on the way."""
+    *tables, last = dotted.split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{dotted}: {table} is a value, not a table")
+    values[last] = value
+
+
+def resolve(env: str | None, recipe: str | None, overrides: Mapping[str, Any], source: str) -> TrainConfig:
+    """Return the configuration of a new run.
+
+    The recipe comes first (``atari`` or ``control`` unless named), `env` and `overrides` (dotted names) win
+    over it. ``preset`` names an Atari protocol, whose fields ``protocol.*`` may change.
+    """
+    values = read_recipe(recipe) if recipe else {}
+    env = env or values.get("env")
+    if not isinstance(env, str) or not env:
+        raise ConfigError("train needs an environment id, e.g. neurocoder train ALE/Pong-v5")
+    atari = is_atari(env_spec(env))
+    if recipe is None:
+        values = read_recipe("atari" if atari else "control")
+    values["env"] = env
+    for name, value in overrides.items():
+        put(values, name, value)
+    preset = values.pop("preset", None)
+    if atari:
+        base = get_protocol("machado2018" if preset is None else str(preset))
+        values["protocol"] = {**dataclasses.asdict(base), **values.get("protocol", {})}
+    elif preset is not None or "protocol" in values:
+        raise ConfigError(f"a protocol preset applies to Atari games only, and {env!r} is none")
+    return from_mapping(values, source if overrides or not recipe else recipe)

@@ -1,0 +1,226 @@
+"""Trackers: consumers of a run's records. One makes rows of them, the others show or keep the rows."""
+
+import csv
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from neurocoder.agents.a3c import Episode
+from neurocoder.agents.hogwild import Record
+
+Row = dict[str, float]
+"""One row of progress: column name to number. Time columns are `seconds` and `steps_per_second`."""
+
+WINDOW = 100
+"""Episodes in the running mean of returns."""
+
+
+class RowMaker:
+    """Turns records into a row every `log_every` agent steps, the same rows for the same records."""
+
+    def __init__(self, log_every: int, agent_steps: int = 0, state: dict[str, Any] | None = None) -> None:
+        state = state or {}
+        self.log_every = log_every
+        self.agent_steps = agent_steps
+        self.updates = int(state.get("updates", 0))
+        self.episodes = int(state.get("episodes", 0))
+        self._recent: deque[Episode] = deque((Episode(*pair) for pair in state.get("recent", ())), WINDOW)
+        self._elapsed_before = float(state.get("seconds", 0.0))
+        self._started = time.monotonic()
+        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._n_records = 0
+        self._last_row_steps = agent_steps
+        self._last_row_seconds = self._elapsed_before
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, over all sessions of the run."""
+        return self._elapsed_before + time.monotonic() - self._started
+
+    @property
+    def mean_return(self) -> float | None:
+        """Mean raw return of the last episodes, None before the first has ended."""
+        return sum(e.raw_return for e in self._recent) / len(self._recent) if self._recent else None
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs to go on with the same numbers."""
+        return {
+            "updates": self.updates,
+            "episodes": self.episodes,
+            "recent": [list(episode) for episode in self._recent],
+            "seconds": round(self.seconds, 3),
+            "mean_return": self.mean_return,
+        }
+
+    def add(self, record: Record) -> Row | None:
+        """Count `record`; return a row if it completed one."""
+        previous = self.agent_steps
+        self.agent_steps = max(self.agent_steps, record.agent_steps)
+        self.updates += 1
+        self.episodes += len(record.episodes)
+        self._recent.extend(record.episodes)
+        self._n_records += 1
+        for name, value in record.metrics.items():
+            self._sums[name] += value
+        if self.agent_steps // self.log_every == previous // self.log_every:
+            return None
+        return self._row()
+
+    def _row(self) -> Row:
+        seconds = self.seconds
+        nan = float("nan")
+        row: Row = {
+            "agent_steps": self.agent_steps,
+            "updates": self.updates,
+            "episodes": self.episodes,
+            "mean_return": nan if self.mean_return is None else self.mean_return,
+            "mean_length": sum(e.length for e in self._recent) / len(self._recent) if self._recent else nan,
+            **{name: total / self._n_records for name, total in self._sums.items()},
+            "steps_per_second": (self.agent_steps - self._last_row_steps)
+            / max(1e-9, seconds - self._last_row_seconds),
+            "seconds": seconds,
+        }
+        self._sums.clear()
+        self._n_records = 0
+        self._last_row_steps = self.agent_steps
+        self._last_row_seconds = seconds
+        return row
+
+
+class Tracker(Protocol):
+    """Takes rows as they are made."""
+
+    def add(self, row: Row) -> None: ...
+    def close(self) -> None: ...
+
+
+class CsvTracker:
+    """Keeps all rows in progress.csv, dropping those after the step at which a run is resumed."""
+
+    def __init__(self, path: Path, resumed_at: int = 0) -> None:
+        self.path = path
+        kept: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["agent_steps"]) <= resumed_at]
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer: csv.DictWriter[str] | None = None
+        for row in kept:
+            self._write(row)
+        self._file.flush()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._writer is None:
+            self._writer = csv.DictWriter(self._file, list(row), restval="", extrasaction="ignore")
+            self._writer.writeheader()
+        self._writer.writerow(row)
+
+    def add(self, row: Row) -> None:
+        self._write({name: _number(value) for name, value in row.items()})
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _number(value: float) -> str:
+    if value != value:
+        return ""  # not known yet
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+class TensorBoardTracker:
+    """Keeps all rows as TensorBoard scalars over agent steps."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self._writer = SummaryWriter(str(folder))
+
+    def add(self, row: Row) -> None:
+        steps = int(row["agent_steps"])
+        for name, value in row.items():
+            if name != "agent_steps" and value == value:
+                self._writer.add_scalar(name, value, steps)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class ConsoleTracker:
+    """Shows a progress bar on a terminal; elsewhere the first row, then one every `interval` seconds."""
+
+    def __init__(self, total_steps: int, agent_steps: int = 0, interval: float = 30.0) -> None:
+        self.total_steps = total_steps
+        self.interval = interval
+        self._printed = -interval
+        self._first_steps = agent_steps
+        self._started = time.monotonic()
+        self._bar: Progress | None = None
+        console = Console()
+        if console.is_terminal:
+            self._bar = Progress(
+                BarColumn(20),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=console,
+            )
+            self._task = self._bar.add_task("", total=total_steps, completed=agent_steps, text="starting")
+            self._bar.start()
+
+    def add(self, row: Row) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=row["agent_steps"], text=self._summary(row))
+            return
+        now = time.monotonic()
+        if now - self._printed >= self.interval or row["agent_steps"] >= self.total_steps:
+            self._printed = now
+            done = row["agent_steps"]
+            rate = (done - self._first_steps) / max(1e-9, now - self._started)
+            eta = _duration((self.total_steps - done) / rate) if done < self.total_steps else "0:00"
+            print(f"{done:>10,} / {self.total_steps:,} agent steps  eta {eta}  {self._summary(row)}", flush=True)
+
+    def _summary(self, row: Row) -> str:
+        parts = [f"{row['steps_per_second']:,.0f} steps/s"]
+        if row["mean_return"] == row["mean_return"]:
+            parts.append(f"return {row['mean_return']:.1f}")
+        parts.append(f"entropy {row['entropy']:.3f}")
+        for name, short in (("attention_entropy", "attention"), ("orthogonality_excess", "L_o excess")):
+            if f"actor/{name}" in row:
+                parts.append(f"{short} {row[f'actor/{name}']:.3f}/{row[f'critic/{name}']:.3f}")
+        return "  ".join(parts)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def close_all(trackers: Sequence[Tracker]) -> None:
+    """Close every tracker, even if one of them fails; report the failures on stderr."""
+    for tracker in trackers:
+        try:
+            tracker.close()
+        except OSError as error:
+            print(f"neurocoder: {type(tracker).__name__} could not be closed: {error}", file=sys.stderr)

@@ -1,0 +1,176 @@
+"""One training run from its first step, or from a checkpoint, to its end."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import gymnasium as gym
+import torch
+
+from neurocoder.agents.hogwild import SharedModel, TrainSpec, train
+from neurocoder.envs import make_vec
+from neurocoder.errors import ConfigError
+from neurocoder.policies import Policy
+from neurocoder.runs.checkpoint import Checkpoint, load_parameters, save_checkpoint
+from neurocoder.runs.config import TrainConfig
+from neurocoder.runs.run import Run
+from neurocoder.runs.trackers import (
+    ConsoleTracker,
+    CsvTracker,
+    RowMaker,
+    TensorBoardTracker,
+    Tracker,
+    close_all,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    agent_steps: int
+    mean_return: float | None
+    seconds: float
+    interrupted: bool
+    checkpoint: Path
+
+
+def check_device(device: str) -> None:
+    """Raise a ConfigError unless torch can compute on `device` here."""
+    try:
+        kind = torch.device(device).type
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        count = torch.cuda.device_count()
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device={device!r} is not there ({reason}); this machine has cpu"
+            f"{f' and {count} CUDA devices' if count else ' and no CUDA device'}"
+        ) from None
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"device={device!r}: expected cpu, cuda or cuda:N")
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Return fp32 or bf16. ``auto`` is bf16 where the processor's flags have it, never by a timing."""
+    if precision != "auto":
+        return precision
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    try:
+        flags = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return "fp32"
+    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+
+
+def environment_factory(config: TrainConfig, *, trust: bool = True) -> partial[gym.vector.VectorEnv]:
+    """Return a picklable ``make_envs(num_envs)`` for the run's environment and protocol."""
+    return partial(make_vec, config.env, protocol=config.protocol, trust=trust)
+
+
+def make_policy(config: TrainConfig, envs: gym.vector.VectorEnv) -> Policy:
+    """Return a fresh policy for the run, its weights drawn from the run's seed."""
+    torch.manual_seed(config.seed)
+    return Policy(envs.single_observation_space, envs.single_action_space, config.policy)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C and SIGTERM set; a second one interrupts at once."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    in_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    previous = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def prepare(config: TrainConfig, *, trust: bool = True) -> tuple[TrainConfig, Policy]:
+    """Return the configuration with its precision resolved, and a fresh policy.
+
+    Everything that can be wrong with a configuration shows here, before a folder is made.
+    """
+    check_device(config.device)
+    config = replace(config, precision=resolve_precision(config.precision, config.device))
+    with_envs = environment_factory(config, trust=trust)(1)
+    try:
+        return config, make_policy(config, with_envs)
+    finally:
+        with_envs.close()
+
+
+def run_training(
+    config: TrainConfig, policy: Policy, run: Run, checkpoint: Checkpoint | None = None, *, trust: bool = True
+) -> Outcome:
+    """Train `policy` until ``config.steps``, writing into `run` (whose lock the caller holds).
+
+    Starts from `checkpoint` if there is one. An exception leaves the last checkpoint as it is.
+    """
+    if checkpoint is not None:
+        load_parameters(policy, checkpoint.model, checkpoint.path)
+    model = SharedModel(policy, config.a3c)
+    resumed_at = 0
+    if checkpoint is not None:
+        assert checkpoint.optimizer is not None
+        model.load_state(checkpoint.optimizer)
+        resumed_at = int(checkpoint.state["agent_steps"])
+        model.agent_steps.fill_(resumed_at)
+    make_envs = environment_factory(config, trust=trust)
+    spec = TrainSpec(
+        make_envs=make_envs,
+        observation_space=policy.observation_space,
+        action_space=policy.action_space,
+        policy=config.policy,
+        a3c=config.a3c,
+        total_steps=config.steps,
+        seed=config.seed,
+        device=config.device,
+        precision=config.precision,
+        checkpoint_every=config.checkpoint_every,
+    )
+    rows = RowMaker(config.log_every, resumed_at, checkpoint.state if checkpoint else None)
+
+    def save() -> Path:
+        model.copy_into(policy)
+        return save_checkpoint(
+            run.checkpoints,
+            rows.agent_steps,
+            policy.state_dict(),
+            model.state(),
+            {**rows.state(), "protocol_hash": config.protocol.hash if config.protocol else None},
+            config.keep_checkpoints,
+        )
+
+    trackers: list[Tracker] = [
+        CsvTracker(run.progress_file, resumed_at),
+        TensorBoardTracker(run.path),
+        ConsoleTracker(config.steps, resumed_at),
+    ]
+    with _stop_on_signal() as stop:
+        try:
+            for record in train(spec, model, stop):
+                row = rows.add(record)
+                if row is not None:
+                    for tracker in trackers:
+                        tracker.add(row)
+                if record.checkpoint:
+                    save()
+        finally:
+            close_all(trackers)
+        path = save()
+        return Outcome(rows.agent_steps, rows.mean_return, rows.seconds, stop.is_set(), path)
