@@ -47,9 +47,9 @@ class A3CConfig:
     """Steps of each game between two updates."""
     optimizer: str = "adam"
     """adam or rmsprop; its statistics are shared by all workers."""
-    learning_rate: float = 4e-4
-    lr_schedule: str = "constant"
-    """constant, or linear: down to zero at the last step."""
+    learning_rate: float = 1e-3
+    lr_schedule: str = "linear"
+    """linear: down to zero at the last step, as in the paper; or constant."""
     optimizer_eps: float = 1e-5
     """Added to the denominator of Adam or RMSProp."""
     rmsprop_decay: float = 0.99
@@ -194,7 +194,7 @@ def rollouts(
     n_envs = envs.num_envs
     space = envs.single_action_space
 
-    observation, _ = envs.reset(seed=seeds)
+    observation, _ = envs.reset(seed=seeds)  # type: ignore[arg-type]  # one per game
     state = policy.initial_state(n_envs)
     start = torch.ones(n_envs, dtype=torch.bool)
     while True:
@@ -204,8 +204,8 @@ def rollouts(
         with torch.no_grad():
             for _ in range(config.n_steps):
                 seen = torch.as_tensor(observation)
-                output, state, _ = policy(seen.to(device), state, start.to(device))
-                action = policy.distribution(output.logits).sample(generator).cpu()
+                logits, state = policy.act(seen.to(device), state, start.to(device))
+                action = policy.distribution(logits).sample(generator).cpu()
                 observation, reward, terminated_np, truncated_np, info = envs.step(
                     to_env_action(space, action)
                 )
@@ -226,12 +226,8 @@ def rollouts(
                 start = terminated | truncated
             seen = torch.as_tensor(observation).to(device)
             bootstrap = policy(seen, state, start.to(device))[0].value.float().cpu()
-        yield Rollout(
-            *(torch.stack(column) for column in zip(*steps, strict=True)),
-            bootstrap_value=bootstrap,
-            initial_state=initial_state,
-            episodes=episodes,
-        )
+        columns = (torch.stack(column) for column in zip(*steps, strict=True))
+        yield Rollout(*columns, bootstrap, initial_state, episodes)  # type: ignore[call-arg, arg-type]
 
 
 # ------------------------------------------------------------------------------------------ update
@@ -243,9 +239,7 @@ def last_step(trace: PolicyTrace) -> PolicyTrace:
     return PolicyTrace(*parts)
 
 
-def loss_and_metrics(
-    policy: Policy, rollout: Rollout, config: A3CConfig
-) -> tuple[Tensor, dict[str, float]]:
+def loss_and_metrics(policy: Policy, rollout: Rollout, config: A3CConfig) -> tuple[Tensor, dict[str, float]]:
     """Return the scalar loss of `rollout` under `policy`, with its graph, and the parts as numbers."""
     device = next(policy.parameters()).device
     output, _, trace = policy(
@@ -276,10 +270,7 @@ def loss_and_metrics(
     entropy = distribution.entropy().mean()
     auxiliary = policy.aux_loss()
     loss = (
-        policy_part
-        + config.value_coefficient * value_part
-        - config.entropy_coefficient * entropy
-        + auxiliary
+        policy_part + config.value_coefficient * value_part - config.entropy_coefficient * entropy + auxiliary
     )
     metrics = {
         "loss": loss.item(),

@@ -205,7 +205,7 @@ def _work(index: int, spec: TrainSpec, control: _Control, connection: Connection
         pass  # the parent is gone
     except NonFiniteLossError as error:
         connection.send(_Failure("nan", str(error)))
-    except Exception:
+    except Exception:  # whatever it is, the parent reports it
         connection.send(_Failure("error", traceback.format_exc()))
 
 

@@ -38,7 +38,7 @@ class Player:
 
     def play(self, envs: gym.vector.VectorEnv, seeds: list[int]) -> Iterator[Step]:
         """Play for ever from games started with `seeds` (one per game), yielding every step."""
-        observation, _ = envs.reset(seed=seeds)
+        observation, _ = envs.reset(seed=seeds)  # type: ignore[arg-type]  # one per game
         state = self.policy.initial_state(envs.num_envs)
         start = torch.ones(envs.num_envs, dtype=torch.bool)
         while True:

@@ -39,7 +39,9 @@ def env_spec(env_id: str, *, trust: bool = True) -> gym.envs.registration.EnvSpe
             raise EnvError(f"environment {env_id!r}: cannot import module {module!r} ({error})") from None
     if name in gym.registry:
         return gym.spec(name)
-    versions = sorted(key for key in gym.registry if key.rpartition("-v")[0] == name.rpartition("-v")[0] != "")
+    versions = sorted(
+        key for key in gym.registry if key.rpartition("-v")[0] == name.rpartition("-v")[0] != ""
+    )
     hint = f"; did you mean {' or '.join(map(repr, versions))}?" if versions else near(name, gym.registry)
     raise EnvError(f"unknown environment {env_id!r}{hint} (all: neurocoder list envs)")
 

@@ -121,7 +121,7 @@ def make_vec(
             num_envs,
             vectorization_mode="sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-            wrappers=[adapt_observation],
+            wrappers=[adapt_observation],  # type: ignore[list-item]  # may return the environment itself
         )
     except EnvError:
         raise

@@ -97,6 +97,7 @@ class DiagonalGaussian:
         self.mean = mean.float()
         self.log_std = log_std.float().expand_as(self.mean)
 
+    @torch.no_grad()
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
         return self.mean + self.log_std.exp() * noise

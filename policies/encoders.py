@@ -82,7 +82,7 @@ class ImageEncoder(Encoder):
             channels = conv.channels
             if height < 1 or width < 1:
                 raise ConfigError(
-                    f"encoder {name!r} needs larger images than {shape[1]}×{shape[2]}: nothing is left after "
+                    f"encoder {name!r} needs larger images than {shape[1]}x{shape[2]}: nothing is left after "
                     f"its convolutions; use encoder 'mlp' or resize the observation"
                 )
         self.convolutions = nn.Sequential(*layers)

@@ -11,12 +11,12 @@ from neurocoder.errors import ConfigError, lookup, require
 from neurocoder.policies.cores import CORES, State, make_core
 from neurocoder.policies.distributions import ActionDistribution, make_distribution, n_action_parameters
 from neurocoder.policies.encoders import ENCODERS, make_encoder
-from neurocoder.policies.heads import HEADS, head_options, make_head
+from neurocoder.policies.heads import HEADS, Head, head_options, make_head
 
 # Multiplied into the heads' weights once, at initialisation, so that a fresh agent acts uniformly and
 # predicts values near zero, and yet learns at full speed from there.
 ACTOR_SCALE = {"linear": 0.01, "neurocoder": 0.02}
-CRITIC_SCALE = {"linear": 0.1, "neurocoder": 0.1}
+CRITIC_SCALE = {"linear": 0.01, "neurocoder": 0.1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,6 @@ class PolicyConfig:
         for option in self.head_config:
             lookup(options, option, f"option of head {self.head!r}")
         require(self.core_size >= 1, "policy.core_size", self.core_size, ">= 1")
-
 
 
 class PolicyOutput(NamedTuple):
@@ -103,7 +102,7 @@ class Policy(nn.Module):
         box = isinstance(action_space, gym.spaces.Box)
         self.log_std = nn.Parameter(torch.zeros(n_parameters)) if box else None
 
-    def _head(self, n_outputs: int, scales: dict[str, float]) -> nn.Module:
+    def _head(self, n_outputs: int, scales: dict[str, float]) -> Head:
         options = {"output_scale": scales[self.config.head], **self.config.head_config}
         return make_head(self.config.head, self.core.out_features, n_outputs, **options)
 
@@ -114,14 +113,24 @@ class Policy(nn.Module):
     def forward(
         self, observation: Tensor, state: State, episode_start: Tensor
     ) -> tuple[PolicyOutput, State, PolicyTrace]:
-        leading = episode_start.shape
-        features = self.encoder(observation.flatten(0, len(leading) - 1))
-        features, state = self.core(features.unflatten(0, leading), state, episode_start)
+        features, state = self.features(observation, state, episode_start)
         with torch.autocast(features.device.type, enabled=False):  # the heads are small: full precision
-            features = features.float() if features.dtype == torch.bfloat16 else features
             logits, actor = self.actor.forward_with_trace(features)
             value, critic = self.critic.forward_with_trace(features)
         return PolicyOutput(logits, value.squeeze(-1)), state, PolicyTrace(actor, critic)
+
+    def act(self, observation: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
+        """Return the actor's logits and the next state: forward without the critic, for acting only."""
+        features, state = self.features(observation, state, episode_start)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.actor(features), state
+
+    def features(self, observation: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
+        """Return what the heads see, and the next state."""
+        leading = episode_start.shape
+        features = self.encoder(observation.flatten(0, len(leading) - 1))
+        features, state = self.core(features.unflatten(0, leading), state, episode_start)
+        return (features.float() if features.dtype == torch.bfloat16 else features), state
 
     def distribution(self, logits: Tensor) -> ActionDistribution:
         """Return the distribution over actions for head outputs `logits` [..., A]."""
@@ -133,7 +142,7 @@ class Policy(nn.Module):
 
     def diagnostics(self, trace: PolicyTrace) -> dict[str, float]:
         """Return both heads' diagnostics, prefixed ``actor/`` and ``critic/``."""
-        numbers = {}
+        numbers: dict[str, float] = {}
         for name, head, part in (("actor", self.actor, trace.actor), ("critic", self.critic, trace.critic)):
             numbers |= {f"{name}/{key}": value for key, value in head.diagnostics(part).items()}
         return numbers

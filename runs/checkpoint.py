@@ -46,9 +46,9 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write ``folder/<agent_steps>`` atomically, then drop all but the newest `keep` and the best.
+    """Write ``folder/<agent_steps>`` atomically, then drop all but the newest `keep`, the best and the first.
 
-    The best is the one with the highest ``state["mean_return"]``.
+    The best is the one with the highest ``state["mean_return"]``; the first, 0, is the untrained network.
     """
     folder.mkdir(exist_ok=True)
     final = folder / str(agent_steps)
@@ -70,7 +70,7 @@ def save_checkpoint(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     saved = saved_steps(folder)
-    for step in set(saved[:-keep]) - {best_step(folder)}:
+    for step in set(saved[:-keep]) - {best_step(folder), 0}:
         shutil.rmtree(folder / str(step))
     return final
 
@@ -111,7 +111,9 @@ def find_checkpoint(folder: Path, which: str = "last") -> Path:
         best = best_step(folder)
         return folder / str(steps[-1] if best is None else best)
     if not which.isdecimal() or int(which) not in steps:
-        raise CheckpointError(f"{folder}: no checkpoint {which!r}; there are last, best, {', '.join(map(str, steps))}")
+        raise CheckpointError(
+            f"{folder}: no checkpoint {which!r}; there are last, best, {', '.join(map(str, steps))}"
+        )
     return folder / which
 
 
@@ -146,7 +148,9 @@ def _load_tensors(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"{file}: missing") from None
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: damaged or not safetensors: {error}; try an older checkpoint") from None
+        raise CheckpointError(
+            f"{file}: damaged or not safetensors: {error}; try an older checkpoint"
+        ) from None
 
 
 def load_parameters(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import filelock
 
@@ -66,7 +66,9 @@ class Run:
             (path / "config.toml").write_text(to_toml(config), "utf-8")
             (path / "protocol.json").write_text(json.dumps(protocol_record(config), indent=1) + "\n", "utf-8")
         except OSError as error:
-            raise RunError(f"cannot write logs in {logs}: {error.strerror or error}; choose another --logs") from None
+            raise RunError(
+                f"cannot write logs in {logs}: {error.strerror or error}; choose another --logs"
+            ) from None
         return cls(path)
 
     @classmethod
@@ -96,11 +98,13 @@ class Run:
         except OSError:
             return False
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> Self:
         try:
             self._lock.acquire()
         except filelock.Timeout:
-            raise RunError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
+            raise RunError(
+                f"{self.path}: another process is writing this run; wait for it or stop it"
+            ) from None
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written: {error.strerror or error}") from None
         return self

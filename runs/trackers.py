@@ -1,6 +1,7 @@
 """Trackers: consumers of a run's records. One makes rows of them, the others show or keep the rows."""
 
 import csv
+import math
 import sys
 import time
 from collections import defaultdict, deque
@@ -137,7 +138,7 @@ class CsvTracker:
 
 
 def _number(value: float) -> str:
-    if value != value:
+    if math.isnan(value):
         return ""  # not known yet
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
@@ -153,7 +154,7 @@ class TensorBoardTracker:
     def add(self, row: Row) -> None:
         steps = int(row["agent_steps"])
         for name, value in row.items():
-            if name != "agent_steps" and value == value:
+            if name != "agent_steps" and not math.isnan(value):
                 self._writer.add_scalar(name, value, steps)
 
     def close(self) -> None:
@@ -194,11 +195,13 @@ class ConsoleTracker:
             done = row["agent_steps"]
             rate = (done - self._first_steps) / max(1e-9, now - self._started)
             eta = _duration((self.total_steps - done) / rate) if done < self.total_steps else "0:00"
-            print(f"{done:>10,} / {self.total_steps:,} agent steps  eta {eta}  {self._summary(row)}", flush=True)
+            print(
+                f"{done:>10,} / {self.total_steps:,} agent steps  eta {eta}  {self._summary(row)}", flush=True
+            )
 
     def _summary(self, row: Row) -> str:
         parts = [f"{row['steps_per_second']:,.0f} steps/s"]
-        if row["mean_return"] == row["mean_return"]:
+        if not math.isnan(row["mean_return"]):
             parts.append(f"return {row['mean_return']:.1f}")
         parts.append(f"entropy {row['entropy']:.3f}")
         for name, short in (("attention_entropy", "attention"), ("orthogonality_excess", "L_o excess")):

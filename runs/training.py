@@ -163,6 +163,8 @@ def run_training(
     ]
     with _stop_on_signal() as stop:
         try:
+            if checkpoint is None:
+                save()  # the untrained network: what to compare with, and something to fall back on
             for record in train(spec, model, stop):
                 row = rows.add(record)
                 if row is not None:

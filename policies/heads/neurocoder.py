@@ -223,7 +223,7 @@ class NeurocoderLinear(Head):
                 weights = torch.sigmoid(gate).unsqueeze(-1) * content
             used = weights if used is None else pm.usage(used, weights)
             steps.append(weights)
-        return torch.cat(steps, dim=-2)
+        return steps[0] if len(steps) == 1 else torch.cat(steps, dim=-2)
 
     def compose(self, x_BI: Tensor) -> ProgramTrace:
         """Everything that x decides: attention, singular values and the residual's gate (sigmoid taken)."""
@@ -245,7 +245,9 @@ class NeurocoderLinear(Head):
         if self.residual is not None:
             y = y + (trace.residual_gate * trace.sigma[:, -1]).unsqueeze(-1) * (x_BI @ self.residual)
         shape = x.shape[:-1]
-        return y.view(*shape, self.out_features), ProgramTrace(*(t.view(*shape, *t.shape[1:]) for t in trace))
+        return y.view((*shape, self.out_features)), ProgramTrace(
+            *(t.view((*shape, *t.shape[1:])) for t in trace)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to y [..., out]."""
@@ -265,7 +267,7 @@ class NeurocoderLinear(Head):
         )
         if self.residual is not None:
             program = pm.integrate(program, trace.residual_gate, trace.sigma[:, -1], self.residual)
-        return program.view(*x.shape[:-1], self.in_features, self.out_features)
+        return program.view((*x.shape[:-1], self.in_features, self.out_features))
 
     def orthogonal_loss(self) -> Tensor:
         """Eq. 5. L_o of this layer, without its coefficient."""

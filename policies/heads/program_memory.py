@@ -79,8 +79,11 @@ def content_attention(
     """Eq. 11. softmax over slots of sharpness · cos(query, key). The paper prints no sharpness, i.e. 1."""
     query = F.normalize(query_BHK, dim=-1)
     key = F.normalize(key_PK, dim=-1)
-    cosine = query.flatten(-3, -2) @ key.transpose(-1, -2)  # [*M, B·H, P]
-    return torch.softmax(sharpness * cosine.view(*query.shape[:-1], -1), dim=-1)
+    cosine = query.flatten(-3, -2) @ key.transpose(-1, -2)  # one product of [*M, B·H, K] and [*M, K, P]
+    cosine = cosine.view((*query.shape[:-1], key.shape[-2]))
+    if isinstance(sharpness, Tensor) or sharpness != 1.0:  # saves a pass over the largest tensor
+        cosine = sharpness * cosine
+    return torch.softmax(cosine, dim=-1)
 
 
 def usage(
@@ -90,9 +93,7 @@ def usage(
     return torch.maximum(previous_BHP, weights_BHP)
 
 
-def least_used_attention(
-    usage_BHP: Float[Tensor, "*M B H P"], least_used: int
-) -> Float[Tensor, "*M B H P"]:
+def least_used_attention(usage_BHP: Float[Tensor, "*M B H P"], least_used: int) -> Float[Tensor, "*M B H P"]:
     """Eq. 13. max(m) − mᵢ on the `least_used` slots of smallest usage, 0 elsewhere (not normalised).
 
     Which slots are chosen is piecewise constant and gets no gradient; ties go to the lower index.

@@ -44,12 +44,16 @@ def _packages() -> Iterator[Finding]:
     installed = {d.metadata["Name"].lower() for d in metadata.distributions() if d.metadata["Name"]}
     both = sorted(installed & {"opencv-python", "opencv-python-headless"})
     if len(both) == 2:
-        yield Finding("problem", "opencv-python and opencv-python-headless overwrite each other: uninstall one")
+        yield Finding(
+            "problem", "opencv-python and opencv-python-headless overwrite each other: uninstall one"
+        )
     for name in ("agents", "envs", "policies", "runs"):
         spec = importlib.util.find_spec(name)
         here = spec is not None and (Path.cwd() / name).is_dir()
         if spec is not None and not here:
-            yield Finding("note", f"a package {name!r} is installed besides neurocoder.{name}: mind your imports")
+            yield Finding(
+                "note", f"a package {name!r} is installed besides neurocoder.{name}: mind your imports"
+            )
 
 
 def _processor() -> Iterator[Finding]:
@@ -64,9 +68,13 @@ def _processor() -> Iterator[Finding]:
     yield Finding("ok", text + (f", cgroup quota {quota:g}" if quota else ""))
     if quota and quota < usable:
         yield Finding("note", f"the cgroup grants {quota:g} processors: use --workers {max(1, int(quota))}")
-    yield Finding("ok", f"precision auto is {resolve_precision('auto', 'cpu')} on this processor; workers are spawned")
+    yield Finding(
+        "ok", f"precision auto is {resolve_precision('auto', 'cpu')} on this processor; workers are spawned"
+    )
     if torch.cuda.is_available():
-        yield Finding("ok", f"{torch.cuda.device_count()} CUDA devices, first {torch.cuda.get_device_name(0)}")
+        yield Finding(
+            "ok", f"{torch.cuda.device_count()} CUDA devices, first {torch.cuda.get_device_name(0)}"
+        )
     else:
         yield Finding("note", "no CUDA device: training runs on the processor")
 
@@ -85,7 +93,9 @@ def _memory() -> Iterator[Finding]:
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
         level = "ok" if free >= MIN_SHARED_MEMORY else "problem"
-        hint = "" if level == "ok" else ": workers share memory there; give the container more (--shm-size=1g)"
+        hint = (
+            "" if level == "ok" else ": workers share memory there; give the container more (--shm-size=1g)"
+        )
         yield Finding(level, f"/dev/shm has {free / 2**20:,.0f} MiB free{hint}")
 
 

@@ -168,7 +168,9 @@ def _announce(config: "TrainConfig", policy: Any, path: Path) -> None:
 def _conclude(path: Path, outcome: Any) -> int:
     mean = "no episode ended" if outcome.mean_return is None else f"mean raw return {outcome.mean_return:.2f}"
     word = "stopped" if outcome.interrupted else "done"
-    print(f"{word} at {outcome.agent_steps:,} agent steps after {outcome.seconds:.0f} s: {mean} (last 100 episodes)")
+    print(
+        f"{word} at {outcome.agent_steps:,} agent steps after {outcome.seconds:.0f} s: {mean} (last 100 episodes)"
+    )
     if outcome.interrupted:
         print(f"go on with: neurocoder train --resume {path}")
     else:

@@ -1,0 +1,224 @@
+"""A3C's equations against loops and hand numbers; rollouts against an environment known in closed form."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from neurocoder.agents.a3c import (
+    A3CConfig,
+    generalized_advantage,
+    learning_rate,
+    loss_and_metrics,
+    policy_gradient_loss,
+    rollouts,
+    value_loss,
+)
+from neurocoder.envs import make_vec
+from neurocoder.errors import ConfigError
+from neurocoder.policies import Policy, PolicyConfig
+
+LENGTH = 4
+
+
+class Clock(gym.Env):
+    """Observes the time; pays 1 a step; ends after LENGTH steps, `terminated` or `truncated` as told."""
+
+    observation_space = gym.spaces.Box(0, 100, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, truncates: bool = False):
+        self.truncates = truncates
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        over = self.time == LENGTH
+        observation = np.full(1, self.time, np.float32)
+        return observation, 3.0, over and not self.truncates, over and self.truncates, {}
+
+
+gym.register("Clock-v0", Clock)
+gym.register("TruncatedClock-v0", Clock, kwargs={"truncates": True})
+
+
+def advantage_by_loops(reward, value, next_value, terminated, truncated, gamma, lam):
+    steps, batch = reward.shape
+    result = np.zeros_like(reward)
+    for b in range(batch):
+        for t in range(steps):
+            weight, total = 1.0, 0.0
+            for k in range(t, steps):
+                worth = 0.0 if terminated[k, b] else next_value[k, b]
+                total += weight * (reward[k, b] + gamma * worth - value[k, b])
+                if terminated[k, b] or truncated[k, b]:
+                    break
+                weight *= gamma * lam
+            result[t, b] = total
+    return result
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
+def test_generalized_advantage_agrees_with_the_forward_sum(lam):
+    rng = np.random.default_rng(0)
+    reward, value, next_value = rng.normal(size=(3, 9, 4))
+    ends = rng.integers(0, 5, (9, 4))
+    terminated, truncated = ends == 0, ends == 1
+    made = generalized_advantage(
+        *(torch.from_numpy(a) for a in (reward, value, next_value, terminated, truncated)), 0.9, lam
+    )
+    expected = advantage_by_loops(reward, value, next_value, terminated, truncated, 0.9, lam)
+    np.testing.assert_allclose(made.numpy(), expected, atol=1e-12)
+
+
+def test_generalized_advantage_by_hand():
+    reward, value = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.5], [0.25]])
+    following = torch.tensor([[0.25], [4.0]])
+    no, yes = torch.tensor([[False], [False]]), torch.tensor([[False], [True]])
+
+    def call(terminated, truncated):
+        return (
+            generalized_advantage(reward, value, following, terminated, truncated, 0.5, 0.5)
+            .flatten()
+            .tolist()
+        )
+
+    # δ₀ = 1 + ½·¼ − ½ = 0.625; δ₁ = 2 + ½·4 − ¼ = 3.75, or 1.75 if that state is final
+    assert call(no, no) == [0.625 + 0.25 * 3.75, 3.75]
+    assert call(yes, no) == [0.625 + 0.25 * 1.75, 1.75]
+    assert call(no, yes) == call(no, no)  # a truncated last step is bootstrapped like an ongoing one
+
+
+def test_lambda_one_is_the_n_step_return():
+    reward, value = torch.rand(5, 1), torch.rand(5, 1)
+    bootstrap = torch.rand(1)
+    no = torch.zeros(5, 1, dtype=torch.bool)
+    following = torch.cat((value[1:], bootstrap[None]))
+    advantage = generalized_advantage(reward, value, following, no, no, 0.9, 1.0)
+    returns = sum(0.9**k * reward[k, 0] for k in range(5)) + 0.9**5 * bootstrap[0]
+    torch.testing.assert_close(advantage[0, 0] + value[0, 0], returns)
+
+
+def test_losses_by_hand_and_their_gradients():
+    log_prob = torch.tensor([-1.0, -2.0], requires_grad=True)
+    advantage = torch.tensor([3.0, -1.0], requires_grad=True)
+    loss = policy_gradient_loss(log_prob, advantage)
+    loss.backward()
+    assert loss.item() == 0.5  # −(−1·3 + −2·−1)/2
+    assert log_prob.grad.tolist() == [-1.5, 0.5] and advantage.grad is None
+    value, target = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([2.0, 0.0], requires_grad=True)
+    loss = value_loss(value, target)
+    loss.backward()
+    assert loss.item() == 1.25
+    assert value.grad.tolist() == [-0.5, 1.0] and target.grad is None
+
+
+def test_learning_rate_schedules():
+    linear = A3CConfig(learning_rate=0.1, lr_schedule="linear")
+    assert [learning_rate(linear, n, 100) for n in (0, 25, 100, 130)] == pytest.approx([0.1, 0.075, 0, 0])
+    assert learning_rate(A3CConfig(learning_rate=0.1), 99, 100) == 0.1
+
+
+def small_policy(core="none", head="linear"):
+    space = gym.spaces.Box(0, 100, (1,), np.float32)
+    return Policy(space, gym.spaces.Discrete(2), PolicyConfig(core=core, core_size=8, head=head))
+
+
+def first_rollouts(env_id, count=3, core="none", n_steps=3):
+    policy = small_policy(core)
+    envs = make_vec(env_id, 2)
+    stream = rollouts(policy, envs, A3CConfig(n_steps=n_steps), [1, 2], torch.Generator().manual_seed(0))
+    return policy, [next(stream) for _ in range(count)]
+
+
+def test_rollouts_follow_the_clock():
+    _, (first, second, third) = first_rollouts("Clock-v0")
+    times = torch.cat([r.observation for r in (first, second, third)])[:, 0, 0].tolist()
+    assert times == [0, 1, 2, 3, 0, 1, 2, 3, 0]
+    starts = torch.cat([r.episode_start for r in (first, second, third)])[:, 0].tolist()
+    assert starts == [True, False, False, False, True, False, False, False, True]
+    assert second.terminated[:, 0].tolist() == [True, False, False]
+    assert not second.truncated.any()
+    assert [e.raw_return for e in second.episodes] == [12.0, 12.0]
+    assert [e.length for e in second.episodes] == [LENGTH, LENGTH]
+
+
+def test_truncation_is_bootstrapped_from_the_last_observation_and_termination_is_not():
+    policy, (_, second, _) = first_rollouts("TruncatedClock-v0")
+    assert second.truncated[:, 0].tolist() == [True, False, False]
+    assert not second.terminated.any()
+    with torch.no_grad():
+        value = policy(torch.full((1, 1), float(LENGTH)), (), torch.tensor([False]))[0].value
+    torch.testing.assert_close(second.truncation_value[0], value.expand(2))
+    assert second.truncation_value[1:].abs().max() == 0
+    following = second.next_value(torch.full((3, 2), 7.0))
+    torch.testing.assert_close(following[0], value.expand(2))
+    torch.testing.assert_close(following[2], second.bootstrap_value)
+    assert following[1].tolist() == [7.0, 7.0]
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru"])
+def test_the_learning_pass_sees_what_the_acting_pass_saw(core):
+    policy, (_, second, third) = first_rollouts("Clock-v0", core=core)
+    with torch.no_grad():
+        _, state, _ = policy(second.observation, second.initial_state, second.episode_start)
+    for part, expected in zip(state, third.initial_state, strict=True):
+        torch.testing.assert_close(part, expected)
+
+
+def test_the_loss_is_the_sum_of_its_parts_and_rewards_are_clipped_for_learning_only():
+    policy, (_, second, _) = first_rollouts("Clock-v0")
+    config = A3CConfig(n_steps=3, value_coefficient=0.7, entropy_coefficient=0.2, gae_lambda=1.0, gamma=1.0)
+    loss, metrics = loss_and_metrics(policy, second, config)
+    parts = (
+        metrics["policy_loss"] + 0.7 * metrics["value_loss"] - 0.2 * metrics["entropy"] + metrics["aux_loss"]
+    )
+    assert loss.item() == pytest.approx(parts)
+    with torch.no_grad():
+        value = policy(second.observation, (), second.episode_start)[0].value
+    # from the first step: the clipped reward 1, then the episode is over
+    first_target = 1.0
+    last_target = 1.0 + second.bootstrap_value[0].item()
+    middle_target = 1.0 + last_target
+    targets = torch.tensor([first_target, middle_target, last_target])[:, None].expand(3, 2)
+    assert metrics["value_loss"] == pytest.approx(0.5 * (targets - value).square().mean().item(), rel=1e-4)
+    assert second.reward.max() == 3.0
+
+
+def test_the_auxiliary_loss_enters_the_gradient_once():
+    config = A3CConfig(n_steps=3)
+    policy = small_policy(head="neurocoder")
+    stream = rollouts(policy, make_vec("Clock-v0", 2), config, [1, 2], torch.Generator().manual_seed(0))
+    rollout = next(stream)
+    with torch.no_grad():
+        policy.actor.memory_u.add_(0.3)
+
+    def gradient(loss):
+        policy.zero_grad()
+        loss.backward()
+        return policy.actor.memory_u.grad.clone()
+
+    whole = gradient(loss_and_metrics(policy, rollout, config)[0])
+    alone = gradient(policy.aux_loss())
+    policy.actor.orthogonality = policy.critic.orthogonality = 0.0
+    without = gradient(loss_and_metrics(policy, rollout, config)[0])
+    torch.testing.assert_close(whole - without, alone, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(workers=0), "a3c.workers=0 must be >= 1"),
+        (dict(gamma=1.5), r"a3c.gamma=1.5 must be in \[0, 1\]"),
+        (dict(learning_rate=float("nan")), "a3c.learning_rate=nan"),
+        (dict(optimizer="sgd"), "a3c.optimizer='sgd' must be one of"),
+        (dict(reward_clip=-1.0), "a3c.reward_clip=-1.0"),
+    ],
+)
+def test_values_out_of_range_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        A3CConfig(**options)

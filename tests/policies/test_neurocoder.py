@@ -1,0 +1,306 @@
+"""The layer against a float64 oracle that loops, and the properties that the paper's equations imply."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import attention, orthogonal_loss, working_program
+
+from neurocoder.policies import NeurocoderLinear, make_head
+from neurocoder.policies.heads import HeadError
+from neurocoder.policies.heads import program_memory as pm
+
+
+def layer(steps=1, heads=2, residual=True, **options) -> NeurocoderLinear:
+    settings = dict(slots=7, key_size=3, least_used=2, controller_size=4) | options
+    made = NeurocoderLinear(
+        5, 4, attention_steps=steps, attention_heads=heads, residual=residual, **settings
+    ).double()
+    with torch.no_grad():  # away from the harmless start, where many terms vanish
+        for parameter in made.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return made
+
+
+VARIANTS = pytest.mark.parametrize("residual", [True, False])
+STEPS = pytest.mark.parametrize("steps", [1, 3])
+HEADS = pytest.mark.parametrize("heads", [1, 2])
+
+
+@STEPS
+@HEADS
+@VARIANTS
+@pytest.mark.parametrize("options", [{}, {"convex": True}, {"sharpness": 7.5}, {"sharpness": "learnable"}])
+def test_forward_program_and_trace_agree_with_the_oracle(steps, heads, residual, options):
+    made = layer(steps, heads, residual, **options)
+    x = torch.randn(3, made.in_features, dtype=torch.float64)
+    y, program, trace = made(x), made.program(x), made.trace(x)
+    for row in range(len(x)):
+        sample = x[row].numpy()
+        expected = working_program(made, sample)
+        np.testing.assert_allclose(program[row].detach().numpy(), expected, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(y[row].detach().numpy(), sample @ expected, rtol=0, atol=1e-10)
+        weights = attention(made, sample)
+        for part, reference in zip(trace[:3], weights, strict=True):
+            np.testing.assert_allclose(part[row].numpy(), reference, rtol=0, atol=1e-10)
+
+
+@STEPS
+@HEADS
+@VARIANTS
+def test_gradcheck(steps, heads, residual):
+    made = layer(steps, heads, residual)
+    x = torch.randn(2, made.in_features, dtype=torch.float64, requires_grad=True)
+    names, values = zip(*made.named_parameters(), strict=True)
+
+    def call(x, *parameters):
+        output = torch.func.functional_call(made, dict(zip(names, parameters, strict=True)), x)
+        return output, made.orthogonal_loss()
+
+    assert torch.autograd.gradcheck(lambda x, *p: call(x, *p)[0], (x, *values))
+
+
+@STEPS
+@HEADS
+@VARIANTS
+@pytest.mark.parametrize("sharpness", [1.0, "learnable"])
+def test_every_parameter_gets_a_gradient(steps, heads, residual, sharpness):
+    made = NeurocoderLinear(
+        6, 4, slots=9, attention_steps=steps, attention_heads=heads, residual=residual, sharpness=sharpness
+    )
+    (made(torch.randn(8, 6)).square().sum() + made.aux_loss()).backward()
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_the_controller_has_no_parameters_that_one_step_cannot_use():
+    names = dict(layer(steps=1).named_parameters())
+    assert "controller.recurrent.weight" not in names
+    assert names["controller.input.weight"].shape == (3 * 4, 5)
+    assert "residual_gate.weight" not in dict(layer(residual=False).named_parameters())
+    assert dict(layer(steps=2).named_parameters())["controller.recurrent.weight"].shape == (16, 4)
+
+
+@pytest.mark.parametrize(("slots", "width"), [(3, 8), (8, 3), (5, 5), (1, 1)])
+def test_orthogonal_loss_agrees_with_the_entrywise_sum(slots, width):
+    memory = torch.randn(slots, width, dtype=torch.float64)
+    assert pm.orthogonal_loss(memory).item() == pytest.approx(orthogonal_loss(memory.numpy()), rel=1e-12)
+
+
+def test_aux_loss_is_a_times_the_sum_over_u_and_v_and_starts_at_its_floor():
+    made = NeurocoderLinear(20, 3, slots=8, orthogonality=0.3).double()
+    floor = pm.orthogonal_loss_floor(8, 20, 3)
+    assert floor == 5 / 8
+    assert made.orthogonal_loss().item() == pytest.approx(floor, abs=1e-6)
+    assert pm.total_loss(torch.tensor(2.0), made.orthogonal_loss(), 0.3).item() == pytest.approx(
+        2.0 + made.aux_loss().item()
+    )
+    with torch.no_grad():
+        made.memory_v.add_(1)
+    expected = orthogonal_loss(made.memory_u.detach().numpy()) + orthogonal_loss(
+        made.memory_v.detach().numpy()
+    )
+    assert made.aux_loss().item() == pytest.approx(0.3 * expected)
+
+
+def test_optimising_the_orthogonal_loss_alone_reaches_the_floor():
+    for width, floor in ((12, 0.0), (4, 0.5)):
+        memory = torch.nn.Parameter(torch.randn(8, width, dtype=torch.float64))
+        optimizer = torch.optim.Adam([memory], lr=0.02)
+        for _ in range(2000):
+            optimizer.zero_grad()
+            loss = pm.orthogonal_loss(memory)
+            loss.backward()
+            optimizer.step()
+        assert loss.item() == pytest.approx(floor, abs=1e-3)
+
+
+# ------------------------------------------------------------------------------------ hand numbers
+
+
+def test_singular_values_by_hand():
+    log2 = np.log(2.0)
+    sigma = pm.singular_values(torch.zeros(1, 3, dtype=torch.float64))
+    np.testing.assert_allclose(sigma[0].numpy(), [3 * log2, 2 * log2, log2])
+
+
+def test_least_used_attention_by_hand_with_ties_to_the_lower_index():
+    usage = torch.tensor([[[0.5, 0.1, 0.9, 0.1, 0.1]]])
+    lifted = pm.least_used_attention(usage, 2)
+    torch.testing.assert_close(lifted, torch.tensor([[[0.0, 0.8, 0.0, 0.8, 0.0]]]))
+
+
+def test_gated_attention_by_hand():
+    content, least = torch.tensor([[[0.25, 0.75]]]), torch.tensor([[[0.6, 0.0]]])
+    mixed = pm.gated_attention(torch.full((1, 1), np.log(3.0)), content, least)
+    torch.testing.assert_close(mixed, torch.tensor([[[0.75 * 0.25 + 0.25 * 0.6, 0.75 * 0.75]]]))
+
+
+def test_content_attention_by_hand():
+    key = torch.tensor([[2.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])
+    weights = pm.content_attention(torch.tensor([[[3.0, 0.0]]]), key)
+    expected = np.exp([1.0, 0.0, -1.0]) / np.exp([1.0, 0.0, -1.0]).sum()
+    np.testing.assert_allclose(weights[0, 0].numpy(), expected, rtol=1e-6)
+
+
+def test_usage_is_the_largest_attention_so_far():
+    torch.testing.assert_close(
+        pm.usage(torch.tensor([[[0.1, 0.7]]]), torch.tensor([[[0.4, 0.2]]])), torch.tensor([[[0.4, 0.7]]])
+    )
+
+
+def test_integrate_by_hand():
+    program, residual = torch.ones(1, 2, 2), torch.eye(2)
+    made = pm.integrate(program, torch.tensor([0.5]), torch.tensor([4.0]), residual)
+    torch.testing.assert_close(made, torch.tensor([[[3.0, 1.0], [1.0, 3.0]]]))
+
+
+def test_entropy_is_one_for_uniform_and_zero_for_one_slot():
+    assert pm.attention_entropy(torch.full((2, 3, 5), 0.1)).item() == pytest.approx(1)
+    assert pm.attention_entropy(torch.eye(4)[None]).item() == pytest.approx(0, abs=1e-6)
+
+
+# -------------------------------------------------------------------------------------- properties
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    inputs=st.integers(1, 9),
+    outputs=st.integers(1, 9),
+    slots=st.integers(2, 12),
+    steps=st.integers(1, 4),
+    heads=st.integers(1, 4),
+    key_size=st.integers(1, 5),
+    residual=st.booleans(),
+    convex=st.booleans(),
+    leading=st.lists(st.integers(0, 3), max_size=3),
+    seed=st.integers(0, 2**16),
+)
+def test_invariants(inputs, outputs, slots, steps, heads, key_size, residual, convex, leading, seed):
+    torch.manual_seed(seed)
+    made = NeurocoderLinear(
+        inputs,
+        outputs,
+        slots=slots,
+        attention_steps=steps,
+        attention_heads=heads,
+        key_size=key_size,
+        least_used=min(2, slots),
+        residual=residual,
+        convex=convex,
+    ).double()
+    x = torch.randn(*leading, inputs, dtype=torch.float64)
+    y, trace, program = made(x), made.trace(x), made.program(x)
+    assert y.shape == (*leading, outputs)
+    assert program.shape == (*leading, inputs, outputs)
+    torch.testing.assert_close(y, (x.unsqueeze(-2) @ program).squeeze(-2))
+    n_components = steps * heads
+    for part in trace[:3]:
+        assert part.shape == (*leading, n_components, slots)
+        assert (part >= 0).all()
+        if convex and slots > 2:
+            totals = part[..., :heads, :].sum(-1)
+            torch.testing.assert_close(totals, torch.ones_like(totals))
+    assert (trace.sigma > 0).all()
+    assert (trace.sigma.diff(dim=-1) < 0).all()
+    if y.numel():
+        difference = program
+        if residual:
+            scale = trace.residual_gate * trace.sigma[..., -1]
+            difference = program - scale[..., None, None] * made.residual
+            assert (scale < trace.sigma[..., -1]).all()
+        rank = torch.linalg.matrix_rank(difference.detach(), atol=1e-9)
+        assert rank.max() <= min(n_components, slots, inputs, outputs)
+
+
+def test_rows_of_a_batch_are_independent():
+    made = layer(steps=3)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    alone = torch.stack([made(row) for row in x])
+    torch.testing.assert_close(made(x), alone)
+
+
+def test_permuting_the_slots_changes_nothing():
+    made = layer(steps=3)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    before = made(x)
+    order = torch.randperm(made.slots)
+    with torch.no_grad():
+        for memory in (made.memory_u, made.memory_v, made.memory_s, made.key_s):
+            memory.copy_(memory[order])
+    torch.testing.assert_close(made(x), before)
+
+
+def test_scaling_queries_or_keys_changes_nothing():
+    query, key = torch.randn(2, 3, 4), torch.randn(6, 4)
+    torch.testing.assert_close(pm.content_attention(query, key), pm.content_attention(9 * query, 0.3 * key))
+
+
+def test_usage_moves_the_second_step_even_when_the_controller_stands_still():
+    made = layer(steps=2, heads=1)
+    with torch.no_grad():
+        made.controller.readout.weight.zero_()  # the same query and gate at every step
+    first, second = made.trace(torch.randn(5, dtype=torch.float64)).attention_u
+    assert (first - second).abs().max() > 1e-3
+
+
+def test_a_change_of_the_memory_is_seen_by_the_next_forward():
+    made = layer()
+    x = torch.randn(2, 5, dtype=torch.float64)
+    before = made.trace(x).attention_u
+    with torch.no_grad():
+        made.memory_u.copy_(torch.randn_like(made.memory_u))
+    assert (made.trace(x).attention_u - before).abs().max() > 1e-3
+
+
+def test_output_scale_multiplies_the_output_once_at_the_start():
+    torch.manual_seed(3)
+    plain = NeurocoderLinear(6, 4, key_size=1)
+    torch.manual_seed(3)
+    small = NeurocoderLinear(6, 4, key_size=1, output_scale=0.02)
+    torch.testing.assert_close(small.memory_v, 0.02 * plain.memory_v)
+    torch.testing.assert_close(small.residual, 0.02 * plain.residual)
+    torch.testing.assert_close(small.memory_u, plain.memory_u)
+
+
+def test_copies_pickles_and_state_dicts_compute_the_same():
+    made = layer(steps=2, sharpness="learnable")
+    x = torch.randn(3, 5, dtype=torch.float64)
+    fresh = layer(steps=2, sharpness="learnable")
+    fresh.load_state_dict(made.state_dict())
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made)), fresh):
+        torch.testing.assert_close(other(x), made(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(slots=0), "slots=0 must be"),
+        (dict(slots=2.5), "slots=2.5 must be"),
+        (dict(attention_heads=0), "attention_heads=0"),
+        (dict(attention_steps=-1), "attention_steps=-1"),
+        (dict(attention_steps=2, slots=4, least_used=5), "slots=4 must be >= least_used=5"),
+        (dict(sharpness="soft"), "sharpness='soft'"),
+        (dict(sharpness=0.0), "sharpness=0.0"),
+        (dict(orthogonality=float("nan")), "orthogonality=nan"),
+        (dict(output_scale=0.0), "output_scale=0.0"),
+        (dict(slotz=3), "did you mean 'slots'"),
+    ],
+)
+def test_values_that_cannot_be_used_are_named(options, message):
+    with pytest.raises(HeadError, match=message.replace("(", r"\(")):
+        make_head("neurocoder", 4, 3, **options)
+
+
+def test_a_wrong_feature_size_is_named():
+    with pytest.raises(HeadError, match=r"in_features=5, .* is 6"):
+        layer()(torch.zeros(2, 6, dtype=torch.float64))
+
+
+def test_an_unknown_head_offers_the_nearest():
+    with pytest.raises(HeadError, match="did you mean 'neurocoder'"):
+        make_head("neurocodr", 4, 3)

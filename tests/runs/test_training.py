@@ -1,0 +1,147 @@
+"""A run from start to end: repeatable to the byte, resumable, stopped by Ctrl-C, unharmed by a NaN."""
+
+import csv
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neurocoder.agents.a3c import NonFiniteLossError
+from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint, saved_steps
+from neurocoder.runs.cli import main
+from neurocoder.runs.config import resolve
+from neurocoder.runs.run import Run, find_runs
+from neurocoder.runs.training import prepare, resolve_precision, run_training
+
+TIME_COLUMNS = {"seconds", "steps_per_second"}
+SMALL = {
+    "a3c.workers": 1,
+    "a3c.envs_per_worker": 4,
+    "a3c.n_steps": 8,
+    "steps": 512,
+    "log_every": 64,
+    "checkpoint_every": 128,
+    "keep_checkpoints": 2,
+}
+
+
+def train_small(logs: Path, env: str = "CartPole-v1", **overrides) -> Run:
+    config, policy = prepare(resolve(env, None, SMALL | overrides, "test"))
+    with Run.create(logs, config) as run:
+        run_training(config, policy, run)
+    return run
+
+
+def rows(run: Run) -> list[dict[str, str]]:
+    with run.progress_file.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def without_time(run: Run) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in rows(run)]
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "ALE/Breakout-v5"])
+def test_one_worker_and_one_seed_give_the_same_bytes_twice(tmp_path, env):
+    first, second = (train_small(tmp_path / name, env, seed=3) for name in "ab")
+    assert without_time(first) == without_time(second) and len(rows(first)) == 8
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        one, two = (find_checkpoint(run.checkpoints) / file for run in (first, second))
+        assert one.read_bytes() == two.read_bytes()
+    other = train_small(tmp_path / "c", env, seed=4)
+    assert without_time(other) != without_time(first)
+
+
+def test_a_run_folder_holds_what_a_score_means(tmp_path):
+    run = train_small(tmp_path, "ALE/Pong-v5", steps=64)
+    assert run.path.parent.name == "ALE-Pong-v5"
+    assert re.fullmatch(r"\d{8}-\d{6}-seed0", run.path.name)
+    config = run.config()
+    assert config.precision in ("fp32", "bf16") and config.protocol.name == "machado2018"
+    assert config.protocol.hash in (run.path / "protocol.json").read_text("utf-8")
+    state = load_checkpoint(find_checkpoint(run.checkpoints)).state
+    assert state["protocol_hash"] == config.protocol.hash and state["agent_steps"] == 64
+    assert list(run.path.glob("events.out.*"))
+
+
+def test_resume_continues_counters_schedule_and_optimizer(tmp_path, capsys):
+    run = train_small(tmp_path, steps=256, **{"a3c.lr_schedule": "linear"})
+    assert saved_steps(run.checkpoints)[-1] == 256
+    half = load_checkpoint(find_checkpoint(run.checkpoints))
+    text = (run.path / "config.toml").read_text("utf-8")
+    (run.path / "config.toml").write_text(text.replace("steps = 256\n", "steps = 512\n", 1), "utf-8")
+    assert main(["train", "--resume", str(run.path)]) == 0
+    assert "resuming at 256 agent steps" in capsys.readouterr().out
+    whole = load_checkpoint(find_checkpoint(run.checkpoints))
+    assert whole.state["agent_steps"] == 512
+    assert whole.state["updates"] == 2 * half.state["updates"] == whole.optimizer["updates"].item()
+    steps = [int(row["agent_steps"]) for row in rows(run)]
+    assert steps == list(range(64, 513, 64))
+    rates = [float(row["learning_rate"]) for row in rows(run)]
+    assert rates[4:] == sorted(rates[4:], reverse=True) and rates[-1] < 0.1 * rates[4]
+    assert main(["train", "--resume", str(run.path)]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    config, policy = prepare(resolve("CartPole-v1", None, SMALL | {"a3c.learning_rate": 1e30}, "test"))
+    with (
+        Run.create(tmp_path, config) as run,
+        pytest.raises(NonFiniteLossError, match="the update was not applied"),
+    ):
+        run_training(config, policy, run)
+    assert not multiprocessing.active_children()
+    assert saved_steps(run.checkpoints) == [0]  # the last good one; no bad one was written
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_leaves_no_process(tmp_path, number):
+    command = [sys.executable, "-m", "neurocoder.runs.cli", "train", "CartPole-v1", "--logs", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "--workers", "2", "--steps", "100000000", "--set", "log_every=64"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "steps/s" in line:
+            break
+    os.killpg(process.pid, number)  # Ctrl-C reaches the workers too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "stopped at" in out and "--resume" in out
+    (run,) = find_runs(tmp_path)
+    first, step = saved_steps(run.checkpoints)
+    assert first == 0
+    assert load_checkpoint(run.checkpoints / str(step)).state["agent_steps"] == step > 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_eval_plays_a_trained_run(tmp_path, capsys):
+    run = train_small(tmp_path, "ALE/Pong-v5", steps=64, **{"protocol.max_frames": 400})
+    assert main(["eval", str(run.path), "--episodes", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "mean ± std of 3 episodes" in out and run.config().protocol.hash in out
+    assert main(["list", "runs", "--logs", str(tmp_path)]) == 0
+    assert run.path.name in capsys.readouterr().out
+
+
+def test_precision_auto_follows_the_processor_flags(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: "flags : avx512_bf16 sse")
+    assert resolve_precision("auto", "cpu") == "bf16"
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: "flags : sse")
+    assert resolve_precision("auto", "cpu") == "fp32"
+    assert resolve_precision("bf16", "cpu") == "bf16"
+
+
+def test_bf16_trains(tmp_path):
+    run = train_small(tmp_path, "ALE/Pong-v5", steps=64, precision="bf16")
+    assert rows(run)[-1]["loss"]
