@@ -32,7 +32,9 @@ from neurocoder.policies import Policy, PolicyTrace, State, to_env_action
 
 
 class NonFiniteLossError(NeurocoderError):
-    """Raised when a loss or gradient is NaN or infinite, before it reaches the shared network."""
+    """Raised when a loss, a gradient (before it reaches the shared network) or an output is not finite."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,8 @@ def rollouts(
             for _ in range(config.n_steps):
                 seen = torch.as_tensor(observation)
                 logits, state = policy.act(seen.to(device), state, start.to(device))
+                if not logits.isfinite().all():
+                    raise NonFiniteLossError("the policy's outputs are not finite")
                 action = policy.distribution(logits).sample(generator).cpu()
                 observation, reward, terminated_np, truncated_np, info = envs.step(
                     to_env_action(space, action)

@@ -42,6 +42,8 @@ ALIGNMENT = 16
 class WorkerError(NeurocoderError):
     """Raised when a worker died or failed; names it, its exit code and what it said."""
 
+    exit_code = 1
+
 
 class FlatParameters:
     """A module's parameters and gradients as views of two vectors, in the order of ``parameters()``.
@@ -144,6 +146,7 @@ class TrainSpec:
     device: str = "cpu"
     precision: str = "fp32"
     checkpoint_every: int = 0
+    resumed_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +195,8 @@ def worker_seeds(seed: int, worker: int, n_envs: int, resumed_at: int = 0) -> tu
 
 def _work(index: int, spec: TrainSpec, control: _Control, connection: Connection) -> None:
     """Body of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     try:
         for record in _updates(index, spec, control):
@@ -212,9 +215,7 @@ def _work(index: int, spec: TrainSpec, control: _Control, connection: Connection
 def _updates(index: int, spec: TrainSpec, control: _Control) -> Iterator[Record]:
     """Play and learn until the run's steps are used up; one record per update."""
     config, model = spec.a3c, control.model
-    action_seed, env_seeds = worker_seeds(
-        spec.seed, index, config.envs_per_worker, int(model.agent_steps) if control else 0
-    )
+    action_seed, env_seeds = worker_seeds(spec.seed, index, config.envs_per_worker, spec.resumed_at)
     torch.manual_seed(action_seed)
     device = torch.device(spec.device)
     generator = torch.Generator(device).manual_seed(action_seed)
@@ -314,6 +315,8 @@ def train(spec: TrainSpec, model: SharedModel, stop: threading.Event) -> Iterato
                         connection.send(True)
     finally:
         stop_workers.set()
+        for connection in connections:
+            connection.close()  # whoever waits for an answer gets none
         _end(processes)
 
 
@@ -322,9 +325,6 @@ def _end(processes: list[BaseProcess], patience: float = 10.0) -> None:
     deadline = time.monotonic() + patience
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
-            process.terminate()
-            process.join(2)
         if process.is_alive():
             process.kill()
             process.join()

@@ -23,6 +23,7 @@ NATIVE_DIFFERENCES = (
     "no-op starts are drawn from 0..noop_max-1 (wrappers: 1..noop_max)",
     "FIRE at reset, where used, is one emulator frame before the no-ops (wrappers: after them)",
     "the frame stack starts with zeros (wrappers: with copies of the first frame)",
+    "the frame cap does not count the frames of no-op starts",
 )
 
 
@@ -117,19 +118,23 @@ class RunningNormalization:
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """Update with frames [num_envs, ...] and return them normalised, float32."""
-        x = frames.reshape(len(frames), -1).astype(np.float32) / 255
+        x = frames.reshape(len(frames), -1).astype(np.float32)
         self.count += 1
-        self.mean = self.decay * self.mean + (1 - self.decay) * x.mean(axis=1)
-        self.deviation = self.decay * self.deviation + (1 - self.decay) * x.std(axis=1)
-        return self.apply(frames)
+        self.mean = self.decay * self.mean + (1 - self.decay) * x.mean(axis=1) / 255
+        self.deviation = self.decay * self.deviation + (1 - self.decay) * x.std(axis=1) / 255
+        return self._scale(x).reshape(frames.shape)
 
     def apply(self, frames: np.ndarray) -> np.ndarray:
         """Return frames [num_envs, ...] normalised by the averages as they stand."""
+        return self._scale(frames.reshape(len(frames), -1).astype(np.float32)).reshape(frames.shape)
+
+    def _scale(self, x: np.ndarray) -> np.ndarray:
+        """Normalise x [num_envs, pixels], 0 to 255, in place: twice over the frames, not six times."""
         correction = 1 - self.decay**self.count
-        shape = (-1, *[1] * (frames.ndim - 1))
-        mean = (self.mean / correction).reshape(shape)
-        deviation = (self.deviation / correction).reshape(shape)
-        return ((frames / 255 - mean) / (deviation + 1e-8)).astype(np.float32)
+        mean, deviation = self.mean / correction, self.deviation / correction + 1e-8
+        x *= (1 / (255 * deviation)).astype(np.float32)[:, None]
+        x -= (mean / deviation).astype(np.float32)[:, None]
+        return x
 
 
 class AtariEnvs(gym.vector.VectorEnv):
@@ -197,8 +202,8 @@ class AtariEnvs(gym.vector.VectorEnv):
         observation, reward, terminated, truncated, info = self.native.step(np.asarray(actions))
         info = dict(info)
         frames = info["episode_frame_number"].astype(np.int64)
-        # The emulator's frame count never falls within a game, so a fall is a reset and nothing else is.
-        info["game_over"] = (terminated | truncated) & (frames <= self._frames)
+        # The emulator's frame count never falls within a game: `terminated` without a fall is a lost life.
+        info["game_over"] = truncated | (terminated & (frames <= self._frames))
         self._frames = frames
         final = info.pop("final_obs", None)
         if final is not None and info["game_over"].any():

@@ -35,8 +35,10 @@ def env_spec(env_id: str, *, trust: bool = True) -> gym.envs.registration.EnvSpe
             )
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise EnvError(f"environment {env_id!r}: cannot import module {module!r} ({error})") from None
+        except Exception as error:  # whatever a stranger's module raises
+            raise EnvError(
+                f"environment {env_id!r}: cannot import module {module!r} ({type(error).__name__}: {error})"
+            ) from None
     if name in gym.registry:
         return gym.spec(name)
     versions = sorted(

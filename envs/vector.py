@@ -40,7 +40,7 @@ class EpisodeRecorder(gym.vector.VectorWrapper):
         observation, reward, terminated, truncated, info = self.env.step(actions)
         self._returns += reward
         self._lengths += 1
-        over = info.get("game_over", terminated | truncated)
+        over = info["game_over"] if isinstance(self.env, AtariEnvs) else terminated | truncated
         info["episode"] = {"r": self._returns.copy(), "l": self._lengths.copy()}
         info["_episode"] = over
         self._returns[over] = 0

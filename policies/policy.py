@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +16,8 @@ from neurocoder.policies.heads import HEADS, Head, head_options, make_head
 
 # Multiplied into the heads' weights once, at initialisation, so that a fresh agent acts uniformly and
 # predicts values near zero, and yet learns at full speed from there.
-ACTOR_SCALE = {"linear": 0.01, "neurocoder": 0.02}
-CRITIC_SCALE = {"linear": 0.01, "neurocoder": 0.1}
+ACTOR_SCALE = {"linear": 0.01, "neurocoder": 0.01}
+CRITIC_SCALE = {"linear": 0.01, "neurocoder": 0.03}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Policy(nn.Module):
         name = config.encoder
         if name == "auto":
             name = "a3c" if len(shape) == 3 else "mlp"
-        self.encoder = make_encoder(name, shape)
+        self.encoder = make_encoder(name, shape, scaled=observation_space.dtype == np.uint8)
         self.core = make_core(config.core, self.encoder.out_features, config.core_size)
         n_parameters = n_action_parameters(action_space)
         self.actor = self._head(n_parameters, ACTOR_SCALE)

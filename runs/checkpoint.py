@@ -63,9 +63,7 @@ def save_checkpoint(
         (partial / "state.json").write_text(text + "\n", "utf-8")
         for file in (*partial.iterdir(), partial):
             _sync(file)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
+        _replace(final, partial)
         _sync(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -73,6 +71,32 @@ def save_checkpoint(
     for step in set(saved[:-keep]) - {best_step(folder), 0}:
         shutil.rmtree(folder / str(step))
     return final
+
+
+def _replace(final: Path, partial: Path) -> None:
+    """Rename `partial` to `final`. A folder of that name steps aside first, and back if this fails."""
+    aside = final.with_name(f".aside-{final.name}")
+    if final.exists():
+        final.rename(aside)
+    try:
+        partial.rename(final)
+    except BaseException:
+        if aside.exists():
+            aside.rename(final)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Clear up what a killed writer left in `folder`. For the run's only writer."""
+    for aside in folder.glob(".aside-*"):
+        final = folder / aside.name.removeprefix(".aside-")
+        if final.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(final)
+    for partial in folder.glob(".partial-*"):
+        shutil.rmtree(partial)
 
 
 def _sync(path: Path) -> None:
@@ -91,10 +115,16 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def best_step(folder: Path) -> int | None:
-    """Return the checkpoint with the highest mean return, the latest of equals; None if there is none."""
+    """Return the checkpoint with the highest mean return, the latest of equals; None if there is none.
+
+    Damaged ones do not count.
+    """
     scored = []
     for step in saved_steps(folder):
-        value = read_state(folder / str(step)).get("mean_return")
+        try:
+            value = read_state(folder / str(step)).get("mean_return")
+        except CheckpointError:
+            continue
         if isinstance(value, int | float):
             scored.append((value, step))
     return max(scored)[1] if scored else None
@@ -149,7 +179,7 @@ def _load_tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: missing") from None
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{file}: damaged or not safetensors: {error}; try an older checkpoint"
+            f"{file}: damaged or not safetensors: {error}; remove {file.parent} to go on from the one before"
         ) from None
 
 

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     except CycloptsError as error:
         return _report(str(error), 2)
     except NeurocoderError as error:
-        return _report(str(error), getattr(error, "exit_code", 2))
+        return _report(str(error), error.exit_code)
     except BrokenPipeError:  # `neurocoder list envs | head`
         sys.stderr.close()
         return 0

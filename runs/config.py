@@ -172,26 +172,37 @@ def put(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
-def resolve(env: str | None, recipe: str | None, overrides: Mapping[str, Any], source: str) -> TrainConfig:
+def resolve(
+    env: str | None,
+    recipe: str | None,
+    overrides: Mapping[str, Any],
+    source: str,
+    *,
+    trust: bool = False,
+) -> TrainConfig:
     """Return the configuration of a new run.
 
     The recipe comes first (``atari`` or ``control`` unless named), `env` and `overrides` (dotted names) win
-    over it. ``preset`` names an Atari protocol, whose fields ``protocol.*`` may change.
+    over it. ``preset`` names an Atari protocol, whose fields ``protocol.*`` may change. An `env` that somebody
+    typed may import a module (``module:Name-v0``), one from a recipe may not, unless `trust`.
     """
     values = read_recipe(recipe) if recipe else {}
-    env = env or values.get("env")
+    typed = env or overrides.get("env")
+    env = typed or values.get("env")
     if not isinstance(env, str) or not env:
         raise ConfigError("train needs an environment id, e.g. neurocoder train ALE/Pong-v5")
-    atari = is_atari(env_spec(env))
+    atari = is_atari(env_spec(env, trust=trust or bool(typed)))
     if recipe is None:
         values = read_recipe("atari" if atari else "control")
-    values["env"] = env
-    for name, value in overrides.items():
+    for name, value in {**overrides, "env": env}.items():
         put(values, name, value)
     preset = values.pop("preset", None)
     if atari:
         base = get_protocol("machado2018" if preset is None else str(preset))
-        values["protocol"] = {**dataclasses.asdict(base), **values.get("protocol", {})}
+        changes = values.get("protocol", {})
+        if not isinstance(changes, Mapping):
+            raise ConfigError(f"{source}: protocol={changes!r} has the wrong type: expected a table")
+        values["protocol"] = {**dataclasses.asdict(base), **changes}
     elif preset is not None or "protocol" in values:
         raise ConfigError(f"a protocol preset applies to Atari games only, and {env!r} is none")
     return from_mapping(values, source if overrides or not recipe else recipe)

@@ -90,6 +90,8 @@ class Run:
     @property
     def in_use(self) -> bool:
         """Whether some process writes this run now."""
+        if not (self.path / ".lock").exists():
+            return False
         try:
             with filelock.FileLock(self.path / ".lock", timeout=0):
                 return False

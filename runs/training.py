@@ -12,11 +12,19 @@ from types import FrameType
 import gymnasium as gym
 import torch
 
-from neurocoder.agents.hogwild import SharedModel, TrainSpec, train
+from neurocoder.agents.a3c import NonFiniteLossError
+from neurocoder.agents.hogwild import SharedModel, TrainSpec, WorkerError, train
 from neurocoder.envs import make_vec
 from neurocoder.errors import ConfigError
 from neurocoder.policies import Policy
-from neurocoder.runs.checkpoint import Checkpoint, load_parameters, save_checkpoint
+from neurocoder.runs.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    find_checkpoint,
+    load_parameters,
+    recover,
+    save_checkpoint,
+)
 from neurocoder.runs.config import TrainConfig
 from neurocoder.runs.run import Run
 from neurocoder.runs.trackers import (
@@ -100,18 +108,23 @@ def _stop_on_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def prepare(config: TrainConfig, *, trust: bool = True) -> tuple[TrainConfig, Policy]:
-    """Return the configuration with its precision resolved, and a fresh policy.
+def prepare(
+    config: TrainConfig, checkpoint: Checkpoint | None = None, *, trust: bool = True
+) -> tuple[TrainConfig, Policy]:
+    """Return the configuration with its precision resolved, and a fresh policy, or the checkpoint's.
 
-    Everything that can be wrong with a configuration shows here, before a folder is made.
+    Everything that can be wrong with a configuration shows here, before anything is written.
     """
     check_device(config.device)
     config = replace(config, precision=resolve_precision(config.precision, config.device))
     with_envs = environment_factory(config, trust=trust)(1)
     try:
-        return config, make_policy(config, with_envs)
+        policy = make_policy(config, with_envs)
     finally:
         with_envs.close()
+    if checkpoint is not None:
+        load_parameters(policy, checkpoint.model, checkpoint.path)
+    return config, policy
 
 
 def run_training(
@@ -119,10 +132,10 @@ def run_training(
 ) -> Outcome:
     """Train `policy` until ``config.steps``, writing into `run` (whose lock the caller holds).
 
-    Starts from `checkpoint` if there is one. An exception leaves the last checkpoint as it is.
+    Goes on from `checkpoint`, whose parameters `policy` has already, if there is one. An exception leaves
+    the last checkpoint as it is.
     """
-    if checkpoint is not None:
-        load_parameters(policy, checkpoint.model, checkpoint.path)
+    recover(run.checkpoints)
     model = SharedModel(policy, config.a3c)
     resumed_at = 0
     if checkpoint is not None:
@@ -142,8 +155,13 @@ def run_training(
         device=config.device,
         precision=config.precision,
         checkpoint_every=config.checkpoint_every,
+        resumed_at=resumed_at,
     )
-    rows = RowMaker(config.log_every, resumed_at, checkpoint.state if checkpoint else None)
+    try:
+        rows = RowMaker(config.log_every, resumed_at, checkpoint.state if checkpoint else None)
+    except (TypeError, ValueError) as error:
+        assert checkpoint is not None
+        raise CheckpointError(f"{checkpoint.path / 'state.json'}: damaged: {error}") from None
 
     def save() -> Path:
         model.copy_into(policy)
@@ -172,6 +190,9 @@ def run_training(
                         tracker.add(row)
                 if record.checkpoint:
                     save()
+        except (NonFiniteLossError, WorkerError) as error:
+            kept = find_checkpoint(run.checkpoints)
+            raise type(error)(f"{error}\nthe last good checkpoint is kept: {kept}") from None
         finally:
             close_all(trackers)
         path = save()

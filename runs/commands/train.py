@@ -86,7 +86,7 @@ def train(
     resume
         Go on with this run (a folder); everything else is taken from it.
     trust
-        Allow a resumed run to import the module that its environment id names.
+        Allow a recipe or a resumed run to import the module that its environment id names.
     """
     flags = {key: value for key, value in locals().items() if key in _KEYS and value is not None}
     from neurocoder.runs.config import parse_override
@@ -95,15 +95,15 @@ def train(
     overrides |= dict(parse_override(text) for text in set_ or [])
     if resume is not None:
         return _resume(resume, env, recipe, overrides, logs, trust)
-    return _start(env, recipe, overrides, logs)
+    return _start(env, recipe, overrides, logs, trust)
 
 
-def _start(env: str | None, recipe: str | None, overrides: dict[str, Any], logs: Path) -> int:
+def _start(env: str | None, recipe: str | None, overrides: dict[str, Any], logs: Path, trust: bool) -> int:
     from neurocoder.runs.config import resolve
     from neurocoder.runs.run import Run
     from neurocoder.runs.training import prepare, run_training
 
-    config, policy = prepare(resolve(env, recipe, overrides, "command line"))
+    config, policy = prepare(resolve(env, recipe, overrides, "command line", trust=trust))
     with Run.create(logs, config) as run:
         _announce(config, policy, run.path)
         return _conclude(run.path, run_training(config, policy, run))
@@ -128,7 +128,7 @@ def _resume(
         if done >= stored.steps:
             print(f"{run.path} has its {stored.steps:,} agent steps already: nothing to do")
             return 0
-        config, policy = prepare(stored, trust=trust)
+        config, policy = prepare(stored, checkpoint, trust=trust)
         print(f"resuming at {done:,} agent steps; games start anew", flush=True)
         _announce(config, policy, run.path)
         return _conclude(run.path, run_training(config, policy, run, checkpoint, trust=trust))

@@ -1,6 +1,6 @@
 """Errors that a user can cause, and the help that goes with a mistyped name.
 
-The command line prints any :class:`NeurocoderError` as one line and exits with code 2.
+The command line prints any :class:`NeurocoderError` as one line and exits with its ``exit_code``.
 """
 
 import difflib
@@ -12,6 +12,9 @@ T = TypeVar("T")
 
 class NeurocoderError(Exception):
     """Raised when something that a user asked for cannot be done; the message says what to do instead."""
+
+    exit_code = 2
+    """Of the command line: 2 is for what the user can mend, 1 for what went wrong on the way."""
 
 
 class ConfigError(NeurocoderError, ValueError):

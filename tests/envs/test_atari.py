@@ -444,7 +444,6 @@ def test_an_environment_that_is_no_game_is_refused(make: Any) -> None:
         make("CartPole-v1", EXACT)
 
 
-@pytest.mark.xfail(strict=True, reason="game_over looks for a fall of the frame count, which no-ops can hide")
 def test_a_cap_below_the_no_op_starts_still_ends_games() -> None:
     with closing(make_vec(PONG, 4, protocol=replace(EXACT, noop_max=30, max_frames=4))) as envs:
         for *_, truncated, info in walk(envs, (0,), 30):
@@ -551,9 +550,6 @@ def test_a_module_that_is_not_there_is_named() -> None:
         env_spec("no_such_module:CartPole-v1")
 
 
-@pytest.mark.xfail(
-    strict=True, raises=(ValueError, TypeError), reason="import_module raises more than ImportError"
-)
 @pytest.mark.parametrize("env_id", [":CartPole-v1", ".a:CartPole-v1"])
 def test_a_module_name_that_is_none_is_refused(env_id: str) -> None:
     with pytest.raises(EnvError):

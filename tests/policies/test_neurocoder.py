@@ -304,3 +304,8 @@ def test_a_wrong_feature_size_is_named():
 def test_an_unknown_head_offers_the_nearest():
     with pytest.raises(HeadError, match="did you mean 'neurocoder'"):
         make_head("neurocodr", 4, 3)
+
+
+def test_shapes_of_the_equations_are_checked_in_tests():
+    with pytest.raises(Exception, match="Type-check error"):
+        pm.usage(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4))

@@ -277,15 +277,11 @@ def test_errors_say_where_the_value_came_from(source: str, tmp_path: Path) -> No
     assert str(caught.value).startswith(f"{mine if source == 'recipe' else 'command line'}: steps=0")
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="resolve() unpacks protocol before its type is checked"
-)
 def test_a_protocol_that_is_no_table_is_refused() -> None:
     with pytest.raises(ConfigError, match="protocol"):
         resolve(PONG, None, {"protocol": 3}, "command line")
 
 
-@pytest.mark.xfail(strict=True, reason="resolve() trusts ids that come from a recipe file")
 def test_a_recipe_file_cannot_import_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = tmp_path / "ran"
     (tmp_path / "recipes_module.py").write_text(f"open({str(marker)!r}, 'w').close()")
@@ -294,3 +290,11 @@ def test_a_recipe_file_cannot_import_a_module(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(Exception, match="--trust"):
         resolve(None, mine, {}, "command line")
     assert not marker.exists()
+
+
+def test_a_game_always_has_a_protocol() -> None:
+    try:
+        config = resolve("CartPole-v1", None, {"env": PONG}, "command line")
+    except ConfigError:
+        return  # refusing a second environment is as good
+    assert (config.protocol is not None) == (config.env == PONG)

@@ -1,5 +1,6 @@
 """A run from start to end: repeatable to the byte, resumable, stopped by Ctrl-C, unharmed by a NaN."""
 
+import contextlib
 import csv
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,11 +94,23 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     config, policy = prepare(resolve("CartPole-v1", None, SMALL | {"a3c.learning_rate": 1e30}, "test"))
     with (
         Run.create(tmp_path, config) as run,
-        pytest.raises(NonFiniteLossError, match="the update was not applied"),
+        pytest.raises(NonFiniteLossError, match=r"not (applied|finite)"),
     ):
         run_training(config, policy, run)
     assert not multiprocessing.active_children()
     assert saved_steps(run.checkpoints) == [0]  # the last good one; no bad one was written
+
+
+def living_processes(group: int) -> list[str]:
+    """Return the processes of `group` that are no zombies, from /proc."""
+    living = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            text = file.read_text("utf-8")
+            state, _, process_group = text.rpartition(")")[2].split()[:3]
+            if int(process_group) == group and state != "Z":
+                living.append(text)
+    return living
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -121,8 +135,10 @@ def test_ctrl_c_saves_and_leaves_no_process(tmp_path, number):
     first, step = saved_steps(run.checkpoints)
     assert first == 0
     assert load_checkpoint(run.checkpoints / str(step)).state["agent_steps"] == step > 0
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    deadline = time.monotonic() + 10
+    while left := living_processes(process.pid):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
 
 
 def test_eval_plays_a_trained_run(tmp_path, capsys):
