@@ -45,11 +45,11 @@ class A3CConfig:
     """Processes, each with its own games and its own copy of the network."""
     envs_per_worker: int = 8
     """Games that one worker steps as one batch."""
-    n_steps: int = 20
+    n_steps: int = 40
     """Steps of each game between two updates."""
     optimizer: str = "adam"
     """adam or rmsprop; its statistics are shared by all workers."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 7e-4
     lr_schedule: str = "linear"
     """linear: down to zero at the last step, as in the paper; or constant."""
     optimizer_eps: float = 1e-5
@@ -58,7 +58,7 @@ class A3CConfig:
     """Decay of RMSProp's running square."""
     gamma: float = 0.99
     """Discount per agent step."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.97
     """λ of the generalised advantage; 1 is the n-step return of the paper."""
     entropy_coefficient: float = 0.01
     value_coefficient: float = 0.5
