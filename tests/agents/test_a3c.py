@@ -120,7 +120,7 @@ def test_losses_by_hand_and_their_gradients():
 def test_learning_rate_schedules():
     linear = A3CConfig(learning_rate=0.1, lr_schedule="linear")
     assert [learning_rate(linear, n, 100) for n in (0, 25, 100, 130)] == pytest.approx([0.1, 0.075, 0, 0])
-    assert learning_rate(A3CConfig(learning_rate=0.1), 99, 100) == 0.1
+    assert learning_rate(A3CConfig(learning_rate=0.1, lr_schedule="constant"), 99, 100) == 0.1
 
 
 def small_policy(core="none", head="linear"):

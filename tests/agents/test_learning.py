@@ -51,7 +51,7 @@ def test_box_actions_hit_the_target():
         return np.mean([episode.raw_return for episode in played])
 
     before = score()
-    for _ in range(400):
+    for _ in range(800):
         optimizer.zero_grad()
         loss_and_metrics(policy, next(stream), config)[0].backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
