@@ -287,7 +287,7 @@ def test_a_state_with_foreign_values_is_not_resumed(
         (["--seed", "9"], "seed=9 conflicts with the run, which has 0"),
         (["--steps", "100000"], "steps=100000 conflicts with the run, which has 512"),
         (["--head", "linear"], "policy.head='linear' conflicts with the run, which has 'neurocoder'"),
-        (["--set", "a3c.gamma=0.5"], "a3c.gamma=0.5 conflicts with the run, which has 0.99"),
+        (["--set", "a3c.gamma=0.5"], "a3c.gamma=0.5 conflicts with the run, which has 0.98"),
         (["--preset", "dqn2015"], "preset='dqn2015' conflicts with the run, which has None"),
         (["--recipe", "control"], "--recipe cannot be given with --resume"),
     ],
