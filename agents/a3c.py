@@ -285,4 +285,6 @@ def loss_and_metrics(policy: Policy, rollout: Rollout, config: A3CConfig) -> tup
         "value": float(known_value_TB.mean()),
         **policy.diagnostics(last_step(trace)),
     }
+    if not math.isfinite(metrics["loss"]):
+        raise NonFiniteLossError(f"loss {metrics['loss']}; the update was not applied")
     return loss, metrics

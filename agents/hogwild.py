@@ -7,6 +7,7 @@ depends on ``param.grad`` of a shared module: zeroing or replacing those is what
 A3C implementations on torch ≥ 2.
 """
 
+import math
 import os
 import signal
 import threading
@@ -45,6 +46,15 @@ class WorkerError(NeurocoderError):
     exit_code = 1
 
 
+def layout(module: nn.Module) -> tuple[list[slice], int]:
+    """Return where each parameter of `module` lies in its vector, and the vector's length."""
+    parts, end = [], 0
+    for parameter in module.parameters():
+        parts.append(slice(end, end + parameter.numel()))
+        end += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+    return parts, end
+
+
 class FlatParameters:
     """A module's parameters and gradients as views of two vectors, in the order of ``parameters()``.
 
@@ -53,19 +63,14 @@ class FlatParameters:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        parameters = list(module.parameters())
-        if any(p.dtype != torch.float32 for p in parameters):
+        if any(p.dtype != torch.float32 for p in module.parameters()):
             raise TypeError("parameters must be float32")
         if any(True for _ in module.buffers()):
             raise TypeError("modules with buffers are not shared: a worker would keep its own")
-        offsets, end = [], 0
-        for parameter in parameters:
-            offsets.append(end)
-            end += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
-        self.values = torch.zeros(end, device=parameters[0].device)
+        parts, size = layout(module)
+        self.values = torch.zeros(size, device=next(module.parameters()).device)
         self.gradient = torch.zeros_like(self.values)
-        for parameter, offset in zip(parameters, offsets, strict=True):
-            part = slice(offset, offset + parameter.numel())
+        for parameter, part in zip(module.parameters(), parts, strict=True):
             self.values[part] = parameter.detach().flatten()
             parameter.data = self.values[part].view_as(parameter)
             parameter.grad = self.gradient[part].view_as(parameter)
@@ -86,7 +91,7 @@ def clip_gradient_(gradient: Tensor, max_norm: float) -> float:
 class SharedModel:
     """What all workers read and write: parameters, optimiser statistics, the count of agent steps."""
 
-    def __init__(self, policy: Policy, config: A3CConfig) -> None:
+    def __init__(self, policy: nn.Module, config: A3CConfig) -> None:
         self.values = FlatParameters(policy).values.clone().share_memory_()
         names = ("exp_avg", "exp_avg_sq") if config.optimizer == "adam" else ("square_avg",)
         self.statistics = {name: torch.zeros_like(self.values).share_memory_() for name in names}
@@ -122,11 +127,45 @@ class SharedModel:
 
     def copy_into(self, policy: Policy) -> None:
         """Copy the shared parameters into `policy`, whatever memory its own live in."""
-        offset = 0
         with torch.no_grad():
-            for parameter in policy.parameters():
-                parameter.copy_(self.values[offset : offset + parameter.numel()].view_as(parameter))
-                offset += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+            for parameter, part in zip(policy.parameters(), layout(policy)[0], strict=True):
+                parameter.copy_(self.values[part].view_as(parameter))
+
+
+class LocalCopy:
+    """A worker's own copy of the network, and its way to the shared one: pull, backward, push.
+
+    `module` may live on any device; the shared model is on the processor.
+    """
+
+    def __init__(self, module: nn.Module, shared: SharedModel, config: A3CConfig) -> None:
+        self._flat = FlatParameters(module)
+        self._shared = shared
+        self._max_grad_norm = config.max_grad_norm
+        self._optimizer = shared.optimizer(config)
+
+    def pull(self) -> None:
+        """Copy the shared parameters into the module, and zero its gradients."""
+        self._flat.values.copy_(self._shared.values)
+        self._flat.zero_grad()
+
+    def push(self, learning_rate: float) -> float:
+        """Apply the module's gradient, clipped, to the shared parameters; return the norm it had.
+
+        Raises
+        ------
+        NonFiniteLossError
+            The gradient is not finite; it was not applied.
+        """
+        norm = clip_gradient_(self._flat.gradient, self._max_grad_norm)
+        if not math.isfinite(norm):
+            raise NonFiniteLossError(f"gradient norm {norm}; the update was not applied")
+        (group,) = self._optimizer.param_groups
+        group["lr"] = learning_rate
+        (target,) = group["params"]
+        target.grad = self._flat.gradient.to(target.device)
+        self._optimizer.step()
+        return norm
 
 
 # ------------------------------------------------------------------------------------------ worker
@@ -207,7 +246,8 @@ def _work(index: int, spec: TrainSpec, control: _Control, connection: Connection
     except (BrokenPipeError, EOFError, ConnectionResetError):
         pass  # the parent is gone
     except NonFiniteLossError as error:
-        connection.send(_Failure("nan", str(error)))
+        where = f"worker {index} at {int(control.model.agent_steps):,} agent steps"
+        connection.send(_Failure("nan", f"{where}: {error}"))
     except Exception:  # whatever it is, the parent reports it
         connection.send(_Failure("error", traceback.format_exc()))
 
@@ -220,30 +260,19 @@ def _updates(index: int, spec: TrainSpec, control: _Control) -> Iterator[Record]
     device = torch.device(spec.device)
     generator = torch.Generator(device).manual_seed(action_seed)
     policy = Policy(spec.observation_space, spec.action_space, spec.policy).to(device)
-    local = FlatParameters(policy)
-    optimizer = model.optimizer(config)
-    shared = optimizer.param_groups[0]["params"][0]
+    local = LocalCopy(policy, model, config)
     envs = spec.make_envs(config.envs_per_worker)
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16")
     stream = rollouts(policy, envs, config, env_seeds, generator)
     try:
         while agent_steps := control.claim(config.steps_per_rollout, spec.total_steps):
-            local.values.copy_(model.values)
-            local.zero_grad()
+            local.pull()
             with bf16:
                 rollout = next(stream)
                 loss, metrics = loss_and_metrics(policy, rollout, config)
             loss.backward()
-            norm = clip_gradient_(local.gradient, config.max_grad_norm)
-            if not (np.isfinite(norm) and np.isfinite(metrics["loss"])):
-                raise NonFiniteLossError(
-                    f"loss {metrics['loss']} with gradient norm {norm} at {agent_steps:,} agent steps "
-                    f"(worker {index}); the update was not applied"
-                )
             rate = learning_rate(config, agent_steps, spec.total_steps)
-            optimizer.param_groups[0]["lr"] = rate
-            shared.grad = local.gradient.to(shared.device)
-            optimizer.step()
+            norm = local.push(rate)
             every = spec.checkpoint_every
             crossed = every and agent_steps // every > (agent_steps - config.steps_per_rollout) // every
             yield Record(

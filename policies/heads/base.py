@@ -1,5 +1,6 @@
 """What every head is: a map from features to outputs that may carry an auxiliary loss and a trace."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def require_at_least(name: str, value: Any, least: int) -> None:
         raise HeadError(f"{name}={value!r} must be an integer >= {least}")
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Base of all heads: ``head(x[..., in]) -> y[..., out]`` for any leading dimensions."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -28,9 +29,9 @@ class Head(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
 
+    @abstractmethod
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
-        raise NotImplementedError
 
     def forward_with_trace(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return y and what was decided for x; heads without conditional weights return None."""

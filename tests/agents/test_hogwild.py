@@ -14,6 +14,7 @@ from torch import nn
 from neurocoder.agents.a3c import A3CConfig, NonFiniteLossError
 from neurocoder.agents.hogwild import (
     FlatParameters,
+    LocalCopy,
     SharedModel,
     TrainSpec,
     WorkerError,
@@ -46,20 +47,33 @@ def cartpole(**a3c):
 
 def test_known_gradients_reach_the_shared_model_update_after_update():
     """With true gradients 1, 2, 3, 4 the classic implementations apply 1, 3, 6, 10 or 1, 1, 1, 1 on torch ≥ 2."""
+    # With a decay of 0 RMSProp's denominator is |gradient| + eps: an eps that dwarfs it makes plain descent.
+    config = A3CConfig(optimizer="rmsprop", rmsprop_decay=0.0, optimizer_eps=1e6, max_grad_norm=0.0)
     weight = nn.Linear(1, 1, bias=False)
-    local = FlatParameters(weight)
-    shared = nn.Parameter(local.values.clone().share_memory_())
-    optimizer = torch.optim.SGD([shared], lr=1.0)
+    shared = SharedModel(weight, config)
+    local = LocalCopy(weight, shared, config)
     applied = []
     for true_gradient in (1.0, 2.0, 3.0, 4.0):
-        before = shared.detach()[0].item()
-        local.values.copy_(shared.detach())
-        local.zero_grad()
+        before = shared.values[0].item()
+        local.pull()
+        assert weight.weight.item() == before
         (weight.weight * true_gradient).sum().backward()
-        shared.grad = local.gradient
-        optimizer.step()
-        applied.append(before - shared.detach()[0].item())
-    assert applied == pytest.approx([1.0, 2.0, 3.0, 4.0])
+        assert local.push(learning_rate=1e6) == true_gradient
+        applied.append(before - shared.values[0].item())
+    assert applied == pytest.approx([1.0, 2.0, 3.0, 4.0], rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_is_not_pushed():
+    config = A3CConfig()
+    weight = nn.Linear(2, 1)
+    shared = SharedModel(weight, config)
+    local = LocalCopy(weight, shared, config)
+    before = shared.values.clone()
+    local.pull()
+    (weight.weight * float("nan")).sum().backward()
+    with pytest.raises(NonFiniteLossError, match="the update was not applied"):
+        local.push(learning_rate=0.1)
+    torch.testing.assert_close(shared.values, before, rtol=0, atol=0)
 
 
 def test_parameters_and_gradients_stay_views_of_their_vectors():
