@@ -151,6 +151,11 @@ ENCODERS: dict[str, Callable[[tuple[int, ...], bool], Encoder]] = {
 }
 
 
+def default_encoder(shape: tuple[int, ...]) -> str:
+    """Return the name of the encoder that ``auto`` stands for: a3c for images, mlp for everything else."""
+    return "a3c" if len(shape) == 3 else "mlp"
+
+
 def make_encoder(name: str, shape: tuple[int, ...], scaled: bool = False) -> Encoder:
     """Return encoder `name` for observations of `shape` (without the batch dimension).
 

@@ -1,6 +1,6 @@
 """The composed policy: encoder → core → actor and critic heads, with explicit state."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from neurocoder.errors import ConfigError, lookup, require
 from neurocoder.policies.cores import CORES, State, make_core
 from neurocoder.policies.distributions import ActionDistribution, make_distribution, n_action_parameters
-from neurocoder.policies.encoders import ENCODERS, make_encoder
+from neurocoder.policies.encoders import ENCODERS, default_encoder, make_encoder
 from neurocoder.policies.heads import HEADS, Head, head_options, make_head
 
 # Multiplied into the heads' weights once, at initialisation, so that a fresh agent acts uniformly and
@@ -69,6 +69,8 @@ class PolicyTrace(NamedTuple):
 class Policy(nn.Module):
     """``output, state, trace = policy(observation, state, episode_start)``.
 
+    ``config`` is what the policy is made of, with ``encoder="auto"`` resolved.
+
     Observations are [B, ...] with episode_start [B], or [T, B, ...] with episode_start [T, B]; state always
     has one row per batch element and is returned as it stands after the last step.
 
@@ -88,14 +90,13 @@ class Policy(nn.Module):
                 f"observation space {observation_space} is not supported: expected a Box (others are "
                 f"flattened into one by neurocoder.envs.make_vec)"
             )
-        self.config = config
         self.observation_space = observation_space
         self.action_space = action_space
         shape = observation_space.shape
-        name = config.encoder
-        if name == "auto":
-            name = "a3c" if len(shape) == 3 else "mlp"
-        self.encoder = make_encoder(name, shape, scaled=observation_space.dtype == np.uint8)
+        if config.encoder == "auto":
+            config = replace(config, encoder=default_encoder(shape))
+        self.config = config
+        self.encoder = make_encoder(config.encoder, shape, scaled=observation_space.dtype == np.uint8)
         self.core = make_core(config.core, self.encoder.out_features, config.core_size)
         n_parameters = n_action_parameters(action_space)
         self.actor = self._head(n_parameters, ACTOR_SCALE)

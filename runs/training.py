@@ -111,7 +111,7 @@ def _stop_on_signal() -> Iterator[threading.Event]:
 def prepare(
     config: TrainConfig, checkpoint: Checkpoint | None = None, *, trust: bool = True
 ) -> tuple[TrainConfig, Policy]:
-    """Return the configuration with its precision resolved, and a fresh policy, or the checkpoint's.
+    """Return the configuration with nothing left on ``auto``, and a fresh policy, or the checkpoint's.
 
     Everything that can be wrong with a configuration shows here, before anything is written.
     """
@@ -124,7 +124,7 @@ def prepare(
         with_envs.close()
     if checkpoint is not None:
         load_parameters(policy, checkpoint.model, checkpoint.path)
-    return config, policy
+    return replace(config, policy=policy.config), policy
 
 
 def run_training(

@@ -3,9 +3,16 @@
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
+    from neurocoder.agents.player import Episode
+    from neurocoder.runs.checkpoint import Checkpoint
+    from neurocoder.runs.config import TrainConfig
 
 MAX_GAMES = 16
 """Games played at once."""
@@ -46,14 +53,10 @@ def evaluate(
     trust
         Allow the run to import the module that its environment id names.
     """
-    import numpy as np
-
-    from neurocoder.agents.player import Player
-    from neurocoder.agents.player import evaluate as play_episodes
     from neurocoder.errors import require
-    from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint, load_parameters
+    from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint
     from neurocoder.runs.run import Run
-    from neurocoder.runs.training import check_device, environment_factory, make_policy
+    from neurocoder.runs.training import check_device, environment_factory
 
     require(episodes >= 1, "--episodes", episodes, ">= 1")
     require(0 <= seed < 2**63, "--seed", seed, "in [0, 2^63)")
@@ -63,39 +66,73 @@ def evaluate(
     saved = load_checkpoint(find_checkpoint(found.checkpoints, checkpoint), with_optimizer=False)
     envs = environment_factory(config, trust=trust)(min(episodes, MAX_GAMES))
     try:
-        policy = make_policy(config, envs)
-        load_parameters(policy, saved.model, saved.path)
-        player = Player(policy.to(device), deterministic=deterministic, seed=seed)
         started = time.monotonic()
-        played = play_episodes(player, envs, episodes, seed)
+        played = _play(config, saved, envs, episodes, seed, device, deterministic)
         seconds = time.monotonic() - started
     finally:
         envs.close()
+    score = _score(config, saved.path, played, seed, deterministic)
+    _print(config, saved.path, score, seconds)
+    _keep(found.path / "evaluations.jsonl", score)
+    return 0
+
+
+def _play(
+    config: "TrainConfig",
+    saved: "Checkpoint",
+    envs: "VectorEnv",
+    episodes: int,
+    seed: int,
+    device: str,
+    deterministic: bool,
+) -> list["Episode"]:
+    """Return `episodes` whole games of the saved agent."""
+    from neurocoder.agents.player import Player
+    from neurocoder.agents.player import evaluate as play_episodes
+    from neurocoder.runs.checkpoint import load_parameters
+    from neurocoder.runs.training import make_policy
+
+    policy = make_policy(config, envs)
+    load_parameters(policy, saved.model, saved.path)
+    player = Player(policy.to(device), deterministic=deterministic, seed=seed)
+    return play_episodes(player, envs, episodes, seed)
+
+
+def _score(
+    config: "TrainConfig", checkpoint: Path, played: list["Episode"], seed: int, deterministic: bool
+) -> dict[str, Any]:
+    """Return what is kept of an evaluation: the raw scores and everything that they depend on."""
+    import numpy as np
 
     returns = [episode.raw_return for episode in played]
-    lengths = [episode.length for episode in played]
-    mean, deviation = float(np.mean(returns)), float(np.std(returns, ddof=1)) if episodes > 1 else 0.0
-    actions = "most probable" if deterministic else "sampled"
-    print(f"{config.env}  {saved.path}")
-    print(f"raw return {mean:.2f} ± {deviation:.2f} (mean ± std of {episodes} episodes), actions {actions}")
-    print(f"episodes {', '.join(f'{value:g}' for value in returns)}")
-    print(f"{sum(lengths):,} agent steps in {seconds:.1f} s, seed {seed}")
-    if config.protocol is not None:
-        print(f"protocol {config.protocol.describe()}")
-    record = {
+    return {
         "env": config.env,
-        "checkpoint": int(saved.path.name),
+        "checkpoint": int(checkpoint.name),
         "protocol_hash": config.protocol.hash if config.protocol else None,
         "deterministic": deterministic,
         "seed": seed,
-        "mean": mean,
-        "std": deviation,
+        "mean": float(np.mean(returns)),
+        "std": float(np.std(returns, ddof=1)) if len(returns) > 1 else 0.0,
         "returns": returns,
-        "lengths": lengths,
+        "lengths": [episode.length for episode in played],
     }
+
+
+def _print(config: "TrainConfig", checkpoint: Path, score: dict[str, Any], seconds: float) -> None:
+    actions = "most probable" if score["deterministic"] else "sampled"
+    spread = f"mean ± std of {len(score['returns'])} episodes"
+    print(f"{config.env}  {checkpoint}")
+    print(f"raw return {score['mean']:.2f} ± {score['std']:.2f} ({spread}), actions {actions}")
+    print(f"episodes {', '.join(f'{value:g}' for value in score['returns'])}")
+    print(f"{sum(score['lengths']):,} agent steps in {seconds:.1f} s, seed {score['seed']}")
+    if config.protocol is not None:
+        print(f"protocol {config.protocol.describe()}")
+
+
+def _keep(file: Path, score: dict[str, Any]) -> None:
+    """Append the score to `file`, or say why not: a read-only run can be evaluated too."""
     try:
-        with (found.path / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(score) + "\n")
     except OSError as error:
-        print(f"(not kept in {found.path}: {error.strerror or error})")
-    return 0
+        print(f"(not kept in {file.parent}: {error.strerror or error})")

@@ -157,7 +157,7 @@ def _refuse_conflicts(
 
 def _announce(config: "TrainConfig", policy: Any, path: Path) -> None:
     parameters = sum(p.numel() for p in policy.parameters())
-    network = f"{type(policy.encoder).__name__} → {config.policy.core} → {config.policy.head} heads"
+    network = f"{config.policy.encoder} → {config.policy.core} → {config.policy.head} heads"
     print(f"{config.env}: {config.agent}, {network}, {parameters:,} parameters, {config.precision}")
     if config.protocol is not None:
         print(f"protocol {config.protocol.describe()}")

@@ -31,10 +31,9 @@ def test_encoders_have_their_stated_widths(encoder, space, features):
     assert policy.encoder(observation).shape == (2, features)
 
 
-@pytest.fixture(scope="module")
-def frames() -> torch.Tensor:
-    """Every other step of forty in eight games of Pong under random actions, [20, 8, 4, 84, 84]."""
-    envs = make_vec("ALE/Pong-v5", 8, protocol=get_protocol("machado2018"))
+def pong(protocol: str) -> torch.Tensor:
+    """Every other step of forty in eight games of Pong under random actions, [20, 8, channels, height, width]."""
+    envs = make_vec("ALE/Pong-v5", 8, protocol=get_protocol(protocol))
     observation, _ = envs.reset(seed=1)
     rng = np.random.default_rng(0)
     seen = []
@@ -45,21 +44,41 @@ def frames() -> torch.Tensor:
     return torch.as_tensor(np.stack(seen))[::2]
 
 
+@pytest.fixture(scope="module")
+def frames() -> torch.Tensor:
+    return pong("machado2018")
+
+
+@pytest.fixture(scope="module")
+def normalised_frames() -> torch.Tensor:
+    return pong("neurocoder2020")
+
+
+def assert_harmless(policy: Policy, observation: torch.Tensor) -> None:
+    start = torch.zeros(observation.shape[:2], dtype=torch.bool)
+    with torch.no_grad():
+        output, _, _ = policy(observation, policy.initial_state(observation.shape[1]), start)
+    log_probs = output.logits.log_softmax(-1)
+    kl_to_uniform = (log_probs.exp() * (log_probs + np.log(6))).sum(-1)
+    assert kl_to_uniform.max() < 1e-3
+    assert output.value.abs().max() < 0.05
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("encoder", ["a3c", "nature", "mlp"])
 def test_a_fresh_policy_is_harmless_on_real_frames(head, core, encoder, frames):
-    observation = frames
     for seed in range(2):
         torch.manual_seed(seed)
-        policy = Policy(FRAMES, SIX, PolicyConfig(encoder=encoder, core=core, head=head))
-        start = torch.zeros(observation.shape[:2], dtype=torch.bool)
-        with torch.no_grad():
-            output, _, _ = policy(observation, policy.initial_state(8), start)
-        log_probs = output.logits.log_softmax(-1)
-        kl_to_uniform = (log_probs.exp() * (log_probs + np.log(6))).sum(-1)
-        assert kl_to_uniform.max() < 1e-3
-        assert output.value.abs().max() < 0.05
+        assert_harmless(Policy(FRAMES, SIX, PolicyConfig(encoder=encoder, core=core, head=head)), frames)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_fresh_policy_of_the_papers_size_is_harmless_on_its_frames(head, normalised_frames):
+    config = PolicyConfig(encoder="a3g", core="lstm", core_size=512, head=head)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        assert_harmless(Policy(SMALL_FRAMES, SIX, config), normalised_frames)
 
 
 def test_the_orthogonal_loss_under_adam_does_not_undo_the_harmless_start(frames):

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import multiprocessing
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from neurocoder.agents.a3c import NonFiniteLossError
+from neurocoder.envs import PROTOCOLS
 from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint, saved_steps
 from neurocoder.runs.cli import main
-from neurocoder.runs.config import resolve
+from neurocoder.runs.config import recipe_names, resolve
 from neurocoder.runs.run import Run, find_runs
 from neurocoder.runs.training import prepare, resolve_precision, run_training
 
@@ -57,6 +59,40 @@ def test_one_worker_and_one_seed_give_the_same_bytes_twice(tmp_path, env):
         assert one.read_bytes() == two.read_bytes()
     other = train_small(tmp_path / "c", env, seed=4)
     assert without_time(other) != without_time(first)
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_trains(tmp_path, recipe):
+    env = "CartPole-v1" if recipe == "control" else "ALE/Pong-v5"
+    small = {"a3c.workers": 1, "a3c.envs_per_worker": 2, "a3c.n_steps": 8, "steps": 64, "log_every": 32}
+    config, policy = prepare(resolve(env, recipe, small, "test"))
+    assert config.policy.encoder != "auto"
+    with Run.create(tmp_path, config) as run:
+        run_training(config, policy, run)
+    assert len(rows(run)) == 2 and run.config() == config
+
+
+@pytest.mark.parametrize("preset", PROTOCOLS)
+def test_every_protocol_trains(tmp_path, preset):
+    run = train_small(tmp_path, "ALE/Breakout-v5", preset=preset, steps=64)
+    assert run.config().protocol.name == preset and len(rows(run)) == 1
+
+
+def test_a_terminal_sees_a_progress_bar(tmp_path):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "neurocoder.runs.cli", "train", "CartPole-v1", "--logs", str(tmp_path)]
+    flags = [f"--set={key}={value}" for key, value in SMALL.items()]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "160"}
+    with subprocess.Popen([*command, *flags], stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # the end of a terminal's other side is an error
+            while part := os.read(ours, 65536):
+                seen += part
+    os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    assert process.returncode == 0 and "━━━━" in text and "512/512" in text and "steps/s" in text
+    assert "\r\n" in text and "score it with: neurocoder eval" in text
 
 
 def test_a_run_folder_holds_what_a_score_means(tmp_path):
