@@ -1,19 +1,18 @@
 """The plain head: one weight matrix for all inputs."""
 
-import math
-
 from torch import Tensor, nn
 
-from neurocoder.policies.heads.base import Head, HeadError, orthogonal
+from neurocoder.policies.heads.base import Head, orthogonal, require_positive
 
 
 class LinearHead(Head):
     """y = x W + b, with an orthogonal W times `output_scale` and b = 0 at the start."""
 
+    conditional = False
+
     def __init__(self, in_features: int, out_features: int, *, output_scale: float = 1.0) -> None:
         super().__init__(in_features, out_features)
-        if not (math.isfinite(output_scale) and output_scale > 0):
-            raise HeadError(f"output_scale={output_scale} must be a finite number > 0")
+        require_positive("output_scale", output_scale)
         self.output_scale = output_scale
         self.layer = nn.Linear(in_features, out_features)
         self.reset_parameters()
@@ -24,3 +23,7 @@ class LinearHead(Head):
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to y [..., out]."""
         return self.layer(x)
+
+    def program(self, x: Tensor) -> Tensor:
+        """Return W for every x [..., in], as an expanded view [..., in, out]."""
+        return self.layer.weight.t().expand(*x.shape[:-1], -1, -1)

@@ -1,0 +1,350 @@
+"""NeurocoderLinear with one attention step, forward and backward by hand.
+
+With J = 1 there is no usage (eq. 12), and the weights w = sigmoid(g)·softmax(β cos) enter only through three
+weighted sums. Three rearrangements make those cheap; the result is that of :mod:`program_memory` up to rounding:
+
+* |cos| ≤ 1, so exp(β cos) cannot overflow for β ≤ ``MAX_SHARPNESS``: no maximum is subtracted, and the softmax's
+  denominator divides the sums, not the [3, P, H, B] attention. Of that tensor only E = exp(β cos) is ever made.
+* It is laid out batch last, so that sums over slots and over heads run along contiguous rows.
+* It lives in scratch memory that the thread keeps, ``PART`` numbers at a time, and is made again in the backward
+  pass: fresh large tensors cost more in page faults than in arithmetic, and memory does not grow with the batch.
+
+Backward, for E with read r = g/Z Σᵢ Eᵢ aᵢ and Z = Σᵢ Eᵢ: dEᵢ = (g dr / Z) aᵢ − (r dr) / Z, and dβcosᵢ = Eᵢ dEᵢ. For
+each memory ``gain`` is the factor of the values, ``flow`` is r dr, which is also the gradient of log g.
+
+Shape suffixes are those of :mod:`program_memory`, with M = 3 memories ordered U, V, S and C controller units.
+"""
+
+import math
+import threading
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+MAX_SHARPNESS = 40.0
+"""exp(±40) and sums of a million of them are safe in float32."""
+
+PART = 1 << 21
+"""Numbers of the [M, P, H, B] attention that are made at a time (8 MiB in float32)."""
+
+_SMALLEST = 1e-12  # as in F.normalize
+
+
+class Weights(NamedTuple):
+    """The layer's parameters, in the order in which they are given to the function."""
+
+    memory_u_PI: Tensor
+    memory_v_PO: Tensor
+    memory_s_P1: Tensor
+    key_u_weight_KI: Tensor
+    key_u_bias_K: Tensor
+    key_v_weight_KO: Tensor
+    key_v_bias_K: Tensor
+    key_s_PK: Tensor
+    input_weight_CI: Tensor
+    """Rows: input gate, output gate, candidate."""
+    input_bias_C: Tensor
+    readout_weight: Tensor
+    """Rows: memory, then key components and gate, then head."""
+    readout_bias: Tensor
+    residual_IO: Tensor | None
+    gate_weight_1I: Tensor | None
+    gate_bias_1: Tensor | None
+
+
+class _Part(NamedTuple):
+    """What the backward pass needs of the rows in `rows`."""
+
+    rows: slice
+    share_MHB: Tensor  # gate / Z
+    projection_HB: Tensor
+    score_HB: Tensor
+    sigma_HB: Tensor
+    coefficient_HB: Tensor
+
+
+class _Scratch(threading.local):
+    """Memory that a thread keeps for tensors that do not outlive a call, by place and dtype."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, place: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return an uninitialised tensor, valid until the next call for the same `place`."""
+        key, size = (place, like.device, like.dtype), math.prod(shape)
+        buffer = self._buffers.get(key)
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[key] = like.new_empty(size)
+        return buffer[:size].view(shape)
+
+
+_scratch = _Scratch()
+
+
+def _unit(v: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return v / |v| and 1 / |v| along `dim`."""
+    inverse = v.square().sum(dim, keepdim=True).sqrt_().clamp_min_(_SMALLEST).reciprocal_()
+    return v * inverse, inverse
+
+
+def _unit_backward(gradient: Tensor, unit: Tensor, inverse: Tensor, dim: int) -> Tensor:
+    """Return the gradient of v, given that of v / |v| (which is used up)."""
+    return gradient.addcmul_(unit, (unit * gradient).sum(dim, keepdim=True), value=-1).mul_(inverse)
+
+
+def _outer(left_MB: Tensor, right_BN: Tensor) -> Tensor:
+    """Return left @ right; a batch of one is no job for a matrix product (measured: 10 times slower)."""
+    return left_MB * right_BN if len(right_BN) == 1 else torch.mm(left_MB, right_BN)
+
+
+def _attention(unit_key_MPK: Tensor, query_MKN: Tensor, heads: int, sharpness: float) -> Tensor:
+    """Return exp(β cos(query, key)) [M, P, H, B], in scratch memory; N = H·B."""
+    n_memories, n_slots, _ = unit_key_MPK.shape
+    shape = (n_memories, n_slots, query_MKN.shape[2])
+    logits = torch.bmm(unit_key_MPK, query_MKN, out=_scratch("attention", shape, query_MKN))
+    if sharpness != 1.0:
+        logits *= sharpness
+    return logits.exp_().view(n_memories, n_slots, heads, -1)
+
+
+def _product(left_PHB: Tensor, right: Tensor) -> Tensor:
+    """Return left * right, in scratch memory."""
+    return torch.mul(left_PHB, right, out=_scratch("product", left_PHB.shape, left_PHB))
+
+
+def _parts(attention_per_row: int, batch: int) -> list[slice]:
+    size = max(1, min(batch, PART // attention_per_row))
+    return [slice(start, min(batch, start + size)) for start in range(0, batch, size)]
+
+
+class _Reads(NamedTuple):
+    """Forward results of :func:`_read`, which its backward uses."""
+
+    slots_PB: Tensor
+    """Σ over components of σ·projection·attention_v: what multiplies the rows of M_V."""
+    smallest_sigma_B: Tensor
+    gate_MHB: Tensor
+    unit_query_MKHB: Tensor
+    query_inverse: Tensor
+    unit_key_MPK: Tensor
+    key_inverse: Tensor
+    parts: list[_Part]
+
+
+def _read(scores_PB: Tensor, readout: Tensor, key_MPK: Tensor, value_s_P: Tensor, sharpness: float) -> _Reads:
+    """Eqs. 6-8, 11, 14 for ``scores`` = M_U xᵀ and the controller's ``readout`` [M, K + 1, H, B]."""
+    key_size = key_MPK.shape[-1]
+    n_slots, batch = scores_PB.shape
+    heads = readout.shape[2]
+    gate_MHB = readout[:, key_size].sigmoid()
+    unit_query, query_inverse = _unit(readout[:, :key_size], 1)
+    unit_key, key_inverse = _unit(key_MPK, -1)
+    slots, smallest, parts = [], [], []
+    all_rows = _parts(3 * n_slots * heads, batch)
+    for rows in all_rows:
+        query = unit_query[..., rows].reshape(3, key_size, -1)
+        attention = _attention(unit_key, query, heads, sharpness)
+        attention_u, attention_v, attention_s = attention.unbind()
+        share = gate_MHB[..., rows] / attention.sum(1)
+        share_u, share_v, share_s = share.unbind()
+        projection = _product(attention_u, scores_PB[:, None, rows]).sum(0) * share_u
+        score = torch.mv(attention_s.view(n_slots, -1).t(), value_s_P).view_as(share_s) * share_s
+        sigma = F.softplus(score).flip(0).cumsum(0).flip(0)
+        coefficient = sigma * projection * share_v
+        slots.append(_product(attention_v, coefficient).sum(1))
+        smallest.append(sigma[-1])
+        parts.append(_Part(rows, share, projection, score, sigma, coefficient))
+    if len(parts) == 1:
+        slots_PB, smallest_sigma = slots[0], smallest[0]
+    else:
+        slots_PB, smallest_sigma = torch.cat(slots, 1), torch.cat(smallest)
+    return _Reads(slots_PB, smallest_sigma, gate_MHB, unit_query, query_inverse, unit_key, key_inverse, parts)
+
+
+def _read_backward(
+    d_slots_PB: Tensor,
+    d_smallest_B: Tensor | None,
+    scores_PB: Tensor,
+    value_s_P: Tensor,
+    reads: _Reads,
+    sharpness: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of scores [P, B], readout [M, K + 1, H, B], keys [M, P, K] and values of S [P]."""
+    unit_key, unit_query = reads.unit_key_MPK, reads.unit_query_MKHB
+    n_slots, key_size = unit_key.shape[1:]
+    key_t = unit_key.transpose(1, 2)
+    d_scores, d_query, d_gate = [], [], []
+    d_key: Any = 0
+    d_value: Any = 0
+    for rows, share, projection, score, sigma, coefficient in reads.parts:
+        gate = reads.gate_MHB[..., rows]
+        query = unit_query[..., rows].reshape(3, key_size, -1)
+        attention = _attention(unit_key, query, len(sigma), sharpness)
+        attention_u, attention_v, attention_s = attention.unbind()
+        share_u, share_v, share_s = share.unbind()
+        value = torch.stack(
+            (scores_PB[:, rows], d_slots_PB[:, rows], value_s_P[:, None].expand(-1, sigma.shape[1]))
+        )
+        d_coefficient = _product(attention_v, value[1].unsqueeze(1)).sum(0)
+        d_component = d_coefficient * share_v  # of σ·projection
+        d_sigma = d_component * projection
+        if d_smallest_B is not None:
+            d_sigma[-1] += d_smallest_B[rows]
+        d_projection = d_component * sigma
+        d_score = d_sigma.cumsum(0) * score.sigmoid()
+        gain = torch.stack((d_projection * share_u, coefficient, d_score * share_s))
+        flow = torch.stack((d_projection * projection, d_coefficient * coefficient, d_score * score))
+        gain_u, _, gain_s = gain.unbind()
+        d_scores.append(_product(attention_u, gain_u).sum(1))
+        d_value = d_value + torch.mv(attention_s.view(n_slots, -1), gain_s.reshape(-1))
+        d_gate.append(flow * (1 - gate))
+        d_logits = _scratch("d_logits", attention.shape, attention)
+        torch.mul(gain.unsqueeze(1), value.unsqueeze(2), out=d_logits)
+        d_logits -= (flow * share / gate).unsqueeze(1)
+        d_logits = d_logits.mul_(attention).view(3, n_slots, -1)
+        d_query.append(torch.bmm(key_t, d_logits).view(3, key_size, len(sigma), -1))
+        d_key = d_key + torch.bmm(query, d_logits.transpose(1, 2))
+    whole = len(reads.parts) == 1
+    d_unit_query = d_query[0] if whole else torch.cat(d_query, -1)
+    d_unit_key = d_key.transpose(1, 2)
+    if sharpness != 1.0:
+        d_unit_query, d_unit_key = d_unit_query * sharpness, d_unit_key * sharpness
+    d_readout = torch.cat(
+        (
+            _unit_backward(d_unit_query, unit_query, reads.query_inverse, 1),
+            (d_gate[0] if whole else torch.cat(d_gate, -1)).unsqueeze(1),
+        ),
+        1,
+    )
+    d_keys = _unit_backward(d_unit_key, unit_key, reads.key_inverse, -1)
+    return d_scores[0] if whole else torch.cat(d_scores, 1), d_readout, d_keys, d_value
+
+
+class _Saved(NamedTuple):
+    """What the forward pass leaves to the backward pass."""
+
+    in_out_gates: Tensor
+    candidate: Tensor
+    tanh_cell: Tensor
+    hidden: Tensor
+    scores_PB: Tensor
+    reads: _Reads
+    residual_gate_B: Tensor | None
+    x_residual_BO: Tensor | None
+    residual_factor_B1: Tensor | None
+
+
+def _forward(x_BI: Tensor, w: Weights, heads: int, sharpness: float) -> tuple[Tensor, _Saved]:
+    size, batch, key_size = w.readout_weight.shape[1], len(x_BI), w.key_s_PK.shape[1]
+    from_input = torch.addmm(w.input_bias_C, x_BI, w.input_weight_CI.t())
+    in_out_gates = from_input[:, : 2 * size].sigmoid()
+    candidate = from_input[:, 2 * size :].tanh()
+    tanh_cell = (in_out_gates[:, :size] * candidate).tanh()
+    hidden = in_out_gates[:, size:] * tanh_cell
+    readout = torch.addmm(w.readout_bias.unsqueeze(1), w.readout_weight, hidden.t())
+    key_u = torch.addmm(w.key_u_bias_K, w.memory_u_PI, w.key_u_weight_KI.t())
+    key_v = torch.addmm(w.key_v_bias_K, w.memory_v_PO, w.key_v_weight_KO.t())
+    scores = torch.mm(w.memory_u_PI, x_BI.t())
+    reads = _read(
+        scores,
+        readout.view(3, key_size + 1, heads, batch),
+        torch.stack((key_u, key_v, w.key_s_PK)),
+        w.memory_s_P1.view(-1),
+        sharpness,
+    )
+    y = torch.mm(reads.slots_PB.t(), w.memory_v_PO)
+    gate = x_residual = factor = None
+    if w.residual_IO is not None:
+        assert w.gate_weight_1I is not None and w.gate_bias_1 is not None
+        gate = torch.addmv(w.gate_bias_1, x_BI, w.gate_weight_1I.view(-1)).sigmoid_()
+        x_residual = torch.mm(x_BI, w.residual_IO)
+        factor = (gate * reads.smallest_sigma_B).unsqueeze(1)
+        y.addcmul_(factor, x_residual)
+    return y, _Saved(in_out_gates, candidate, tanh_cell, hidden, scores, reads, gate, x_residual, factor)
+
+
+def _backward(
+    dy_BO: Tensor, x_BI: Tensor, w: Weights, saved: _Saved, sharpness: float, wants_x: bool
+) -> tuple[Tensor | None, Weights]:
+    in_out_gates, candidate, tanh_cell, hidden, scores, reads, gate, x_residual, factor = saved
+    size = hidden.shape[1]
+    d_smallest = d_residual = d_gate_weight = d_gate_bias = d_gate = d_x_residual = None
+    if w.residual_IO is not None:
+        assert gate is not None and x_residual is not None and factor is not None
+        d_factor = (dy_BO * x_residual).sum(1)
+        d_smallest = d_factor * gate
+        d_gate = (d_smallest * reads.smallest_sigma_B * (1 - gate)).unsqueeze(1)
+        d_x_residual = factor * dy_BO
+        d_residual = _outer(x_BI.t(), d_x_residual)
+        d_gate_weight = torch.mm(d_gate.t(), x_BI)
+        d_gate_bias = d_gate.sum(0)
+
+    d_slots = torch.mm(w.memory_v_PO, dy_BO.t())
+    d_scores, d_readout, d_key, d_value_s = _read_backward(
+        d_slots, d_smallest, scores, w.memory_s_P1.view(-1), reads, sharpness
+    )
+    d_key_u, d_key_v, d_key_s = d_key.unbind()
+    d_memory_u = _outer(d_scores, x_BI).addmm_(d_key_u, w.key_u_weight_KI)
+    d_memory_v = _outer(reads.slots_PB, dy_BO).addmm_(d_key_v, w.key_v_weight_KO)
+
+    d_readout = d_readout.view(-1, len(x_BI))
+    d_hidden = torch.mm(d_readout.t(), w.readout_weight)
+    d_tanh_cell = d_hidden * in_out_gates[:, size:]
+    d_cell = d_tanh_cell - d_tanh_cell * tanh_cell.square()
+    d_gates = torch.cat((d_cell * candidate, d_hidden * tanh_cell), 1) * in_out_gates * (1 - in_out_gates)
+    d_candidate = d_cell * in_out_gates[:, :size] * (1 - candidate.square())
+    d_from_input = torch.cat((d_gates, d_candidate), 1)
+
+    dx = None
+    if wants_x:
+        dx = torch.mm(d_scores.t(), w.memory_u_PI).addmm_(d_from_input, w.input_weight_CI)
+        if w.residual_IO is not None:
+            assert d_gate is not None and d_x_residual is not None and w.gate_weight_1I is not None
+            dx.addmm_(d_x_residual, w.residual_IO.t()).addmm_(d_gate, w.gate_weight_1I)
+    return dx, Weights(
+        d_memory_u,
+        d_memory_v,
+        d_value_s.unsqueeze(1),
+        torch.mm(d_key_u.t(), w.memory_u_PI),
+        d_key_u.sum(0),
+        torch.mm(d_key_v.t(), w.memory_v_PO),
+        d_key_v.sum(0),
+        d_key_s,
+        _outer(d_from_input.t(), x_BI),
+        d_from_input.sum(0),
+        _outer(d_readout, hidden),
+        d_readout.sum(1),
+        d_residual,
+        d_gate_weight,
+        d_gate_bias,
+    )
+
+
+class _FusedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, heads: int, sharpness: float, x_BI: Tensor, *weights: Tensor | None) -> Tensor:
+        y, saved = _forward(x_BI, Weights(*weights), heads, sharpness)
+        ctx.save_for_backward(x_BI, *weights)  # checked for changes in place
+        ctx.saved, ctx.sharpness = saved, sharpness
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BO: Tensor) -> tuple[Tensor | None, ...]:
+        x_BI, *weights = ctx.saved_tensors
+        wants_x = ctx.needs_input_grad[2]
+        dx, d_weights = _backward(dy_BO, x_BI, Weights(*weights), ctx.saved, ctx.sharpness, wants_x)
+        return None, None, dx, *d_weights
+
+
+def fused_linear(x_BI: Tensor, weights: Weights, heads: int, sharpness: float) -> Tensor:
+    """Return y [B, O] of a layer with one attention step, at least one row and 0 < sharpness ≤ ``MAX_SHARPNESS``.
+
+    Differentiable once with respect to x and all weights.
+    """
+    if not torch.is_grad_enabled():
+        return _forward(x_BI, weights, heads, sharpness)[0]
+    return _FusedLinear.apply(heads, sharpness, x_BI, *weights)
