@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from neurocoder.errors import NeurocoderError, require
-from neurocoder.policies import Policy, PolicyTrace, State, to_env_action
+from neurocoder.policies import Policy, State, to_env_action
 
 
 class NonFiniteLossError(NeurocoderError):
@@ -237,16 +237,10 @@ def rollouts(
 # ------------------------------------------------------------------------------------------ update
 
 
-def last_step(trace: PolicyTrace) -> PolicyTrace:
-    """Return the last time step of a trace [T, B, ...]: enough for a curve, a fraction of the cost."""
-    parts = (None if part is None else type(part)(*(tensor[-1] for tensor in part)) for part in trace)
-    return PolicyTrace(*parts)
-
-
 def loss_and_metrics(policy: Policy, rollout: Rollout, config: A3CConfig) -> tuple[Tensor, dict[str, float]]:
     """Return the scalar loss of `rollout` under `policy`, with its graph, and the parts as numbers."""
     device = next(policy.parameters()).device
-    output, _, trace = policy(
+    output, features, auxiliary = policy.evaluate(
         rollout.observation.to(device), rollout.initial_state, rollout.episode_start.to(device)
     )
     value_TB = output.value.float()
@@ -272,7 +266,6 @@ def loss_and_metrics(policy: Policy, rollout: Rollout, config: A3CConfig) -> tup
     )
     value_part = value_loss(value_TB, target_TB)
     entropy = distribution.entropy().mean()
-    auxiliary = policy.aux_loss()
     loss = (
         policy_part + config.value_coefficient * value_part - config.entropy_coefficient * entropy + auxiliary
     )
@@ -283,7 +276,7 @@ def loss_and_metrics(policy: Policy, rollout: Rollout, config: A3CConfig) -> tup
         "entropy": entropy.item(),
         "aux_loss": auxiliary.item(),
         "value": float(known_value_TB.mean()),
-        **policy.diagnostics(last_step(trace)),
+        **policy.diagnostics(features[-1]),  # one step: enough for a curve, a fraction of the cost
     }
     if not math.isfinite(metrics["loss"]):
         raise NonFiniteLossError(f"loss {metrics['loss']}; the update was not applied")

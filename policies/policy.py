@@ -16,8 +16,8 @@ from neurocoder.policies.heads import HEADS, Head, head_options, make_head
 
 # Multiplied into the heads' weights once, at initialisation, so that a fresh agent acts uniformly and
 # predicts values near zero, and yet learns at full speed from there.
-ACTOR_SCALE = {"linear": 0.01, "neurocoder": 0.01}
-CRITIC_SCALE = {"linear": 0.01, "neurocoder": 0.03}
+ACTOR_SCALE = dict.fromkeys(HEADS, 0.01)
+CRITIC_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.03}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,19 @@ class Policy(nn.Module):
             value, critic = self.critic.forward_with_trace(features)
         return PolicyOutput(logits, value.squeeze(-1)), state, PolicyTrace(actor, critic)
 
+    def evaluate(
+        self, observation: Tensor, state: State, episode_start: Tensor
+    ) -> tuple[PolicyOutput, Tensor, Tensor]:
+        """Return output, features and the heads' auxiliary loss of this batch: forward as learners need it.
+
+        The auxiliary loss (Neurocoder: a·L_o of each head; MoE: its balancing losses) is to be added once.
+        """
+        features, _ = self.features(observation, state, episode_start)
+        with torch.autocast(features.device.type, enabled=False):
+            logits, actor_loss = self.actor.forward_with_aux(features)
+            value, critic_loss = self.critic.forward_with_aux(features)
+        return PolicyOutput(logits, value.squeeze(-1)), features, actor_loss + critic_loss
+
     def act(self, observation: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
         """Return the actor's logits and the next state: forward without the critic, for acting only."""
         features, state = self.features(observation, state, episode_start)
@@ -139,12 +152,12 @@ class Policy(nn.Module):
         return make_distribution(self.action_space, logits, self.log_std)
 
     def aux_loss(self) -> Tensor:
-        """Return the heads' auxiliary losses (Neurocoder: a·L_o each), to be added once per update."""
+        """Return the part of the heads' auxiliary losses that depends on parameters only."""
         return self.actor.aux_loss() + self.critic.aux_loss()
 
-    def diagnostics(self, trace: PolicyTrace) -> dict[str, float]:
-        """Return both heads' diagnostics, prefixed ``actor/`` and ``critic/``."""
+    def diagnostics(self, features: Tensor) -> dict[str, float]:
+        """Return both heads' diagnostics for what they see, prefixed ``actor/`` and ``critic/``."""
         numbers: dict[str, float] = {}
-        for name, head, part in (("actor", self.actor, trace.actor), ("critic", self.critic, trace.critic)):
-            numbers |= {f"{name}/{key}": value for key, value in head.diagnostics(part).items()}
+        for name, head in (("actor", self.actor), ("critic", self.critic)):
+            numbers |= {f"{name}/{key}": value for key, value in head.diagnostics(features).items()}
         return numbers

@@ -2,16 +2,28 @@
 
 from neurocoder.policies.heads.base import Head, HeadError
 from neurocoder.policies.heads.factory import HEADS, head_options, make_head
+from neurocoder.policies.heads.hypernet import HyperNetHead
 from neurocoder.policies.heads.linear import LinearHead
+from neurocoder.policies.heads.lowrank import LowRankHead
+from neurocoder.policies.heads.mixture import MixtureTrace
+from neurocoder.policies.heads.moe import MoEHead
 from neurocoder.policies.heads.neurocoder import NeurocoderLinear, ProgramTrace
+from neurocoder.policies.heads.nsm import NSMHead
+from neurocoder.policies.heads.released import ReleasedNeurocoderLinear
 
 __all__ = [
     "HEADS",
     "Head",
     "HeadError",
+    "HyperNetHead",
     "LinearHead",
+    "LowRankHead",
+    "MixtureTrace",
+    "MoEHead",
+    "NSMHead",
     "NeurocoderLinear",
     "ProgramTrace",
+    "ReleasedNeurocoderLinear",
     "head_options",
     "make_head",
 ]

@@ -30,20 +30,20 @@ def effective_rank(matrix: Float[Tensor, "I O"]) -> Float[Tensor, ""]:
 
 
 def mean_and_variance_share(
-    program: Callable[[Tensor], Tensor], x_BI: Float[Tensor, "B I"]
+    program: Callable[[Tensor], Tensor], x_BF: Float[Tensor, "B F"]
 ) -> tuple[Float[Tensor, "I O"], float]:
     """Return E[W] and E‖W − E[W]‖² / E‖W‖² over the rows of x, holding few programs at a time."""
-    first = program(x_BI[:1])
+    first = program(x_BF[:1])
     rows = max(1, NUMBERS_AT_ONCE // first[0].numel())
     total, square = torch.zeros_like(first[0]), 0.0
-    for part in x_BI.split(rows):
+    for part in x_BF.split(rows):
         programs = program(part)
         total += programs.sum(0)
         square += float(programs.double().square().sum())
-    mean = total / len(x_BI)
+    mean = total / len(x_BF)
     if square == 0.0:
         return mean, 0.0
-    return mean, max(0.0, 1.0 - float(mean.double().square().sum()) * len(x_BI) / square)
+    return mean, max(0.0, 1.0 - float(mean.double().square().sum()) * len(x_BF) / square)
 
 
 def _entropy(share: Tensor) -> Tensor:

@@ -5,12 +5,22 @@ from typing import Any
 
 from neurocoder.errors import lookup, near
 from neurocoder.policies.heads.base import Head, HeadError
+from neurocoder.policies.heads.hypernet import HyperNetHead
 from neurocoder.policies.heads.linear import LinearHead
+from neurocoder.policies.heads.lowrank import LowRankHead
+from neurocoder.policies.heads.moe import MoEHead
 from neurocoder.policies.heads.neurocoder import NeurocoderLinear
+from neurocoder.policies.heads.nsm import NSMHead
+from neurocoder.policies.heads.released import ReleasedNeurocoderLinear
 
 HEADS: dict[str, type[Head]] = {
     "linear": LinearHead,
+    "lowrank": LowRankHead,
     "neurocoder": NeurocoderLinear,
+    "neurocoder-released": ReleasedNeurocoderLinear,
+    "nsm": NSMHead,
+    "moe": MoEHead,
+    "hypernet": HyperNetHead,
 }
 
 

@@ -325,7 +325,7 @@ def _backward(
 
 class _FusedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, heads: int, sharpness: float, x_BI: Tensor, *weights: Tensor | None) -> Tensor:
+    def forward(ctx: Any, heads: int, sharpness: float, x_BI: Tensor, *weights: Any) -> Tensor:
         y, saved = _forward(x_BI, Weights(*weights), heads, sharpness)
         ctx.save_for_backward(x_BI, *weights)  # checked for changes in place
         ctx.saved, ctx.sharpness = saved, sharpness

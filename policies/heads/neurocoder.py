@@ -1,14 +1,23 @@
 """NeurocoderLinear: a linear layer whose weight matrix is composed for each input from stored programs."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurocoder.policies.heads import program_memory as pm
-from neurocoder.policies.heads.base import Head, HeadError, require_at_least
+from neurocoder.policies.heads.base import (
+    Head,
+    HeadError,
+    require_at_least,
+    require_not_negative,
+    require_positive,
+)
+from neurocoder.policies.heads.fused import MAX_SHARPNESS, Weights, fused_linear
+from neurocoder.policies.heads.resizing import append_rows, keep_rows, orthogonal_rows
 
 
 class ProgramTrace(NamedTuple):
@@ -108,11 +117,21 @@ class NeurocoderLinear(Head):
     output_scale
         Multiplies M_V and R once, at initialisation. Policies use a small value, so that a fresh agent acts
         uniformly; a factor in the forward pass would slow learning by the same factor.
+    openness
+        Gives every slot a learned factor ≥ 0 on its attention, started at 1. :meth:`grow` adds it, with 0 for the
+        new slots; ask for it here to load a layer that has grown.
+    frozen_slots
+        The first slots get no gradient. Set by ``grow(freeze_old=True)``.
 
     Keys of U and V are a linear function of the slots' content (eq. 10), computed in every forward: another
     process may have changed the memory. Keys of S are learned directly: M_S has one column, so keys computed
     from it would lie on one line.
+
+    With one step and a fixed sharpness the layer runs :mod:`fused`, several times faster and differentiable once;
+    set ``layer.fused = False`` where second derivatives are wanted.
     """
+
+    fused = True
 
     def __init__(
         self,
@@ -130,6 +149,8 @@ class NeurocoderLinear(Head):
         orthogonality: float = 0.1,
         convex: bool = False,
         output_scale: float = 1.0,
+        openness: bool = False,
+        frozen_slots: int = 0,
     ) -> None:
         super().__init__(in_features, out_features)
         for name, value, least in (
@@ -139,19 +160,20 @@ class NeurocoderLinear(Head):
             ("key_size", key_size, 1),
             ("least_used", least_used, 1),
             ("controller_size", controller_size, 1),
+            ("frozen_slots", frozen_slots, 0),
         ):
             require_at_least(name, value, least)
-        if attention_steps > 1 and slots < least_used:
+        if slots < least_used:
             raise HeadError(f"slots={slots} must be >= least_used={least_used}: eq. 13 picks among the slots")
+        if frozen_slots > slots:
+            raise HeadError(f"frozen_slots={frozen_slots} must be <= slots={slots}")
         if isinstance(sharpness, str):
             if sharpness != "learnable":
                 raise HeadError(f"sharpness={sharpness!r}: expected a positive number or 'learnable'")
-        elif not (math.isfinite(sharpness) and sharpness > 0):
-            raise HeadError(f"sharpness={sharpness} must be a positive, finite number or 'learnable'")
-        if not (math.isfinite(orthogonality) and orthogonality >= 0):
-            raise HeadError(f"orthogonality={orthogonality} must be a finite number >= 0")
-        if not (math.isfinite(output_scale) and output_scale > 0):
-            raise HeadError(f"output_scale={output_scale} must be a finite number > 0")
+        else:
+            require_positive("sharpness", sharpness)
+        require_not_negative("orthogonality", orthogonality)
+        require_positive("output_scale", output_scale)
 
         self.slots = slots
         self.attention_heads = attention_heads
@@ -161,6 +183,7 @@ class NeurocoderLinear(Head):
         self.orthogonality = orthogonality
         self.convex = convex
         self.output_scale = output_scale
+        self.frozen_slots = frozen_slots
 
         self.memory_u = nn.Parameter(torch.empty(slots, in_features))
         self.memory_v = nn.Parameter(torch.empty(slots, out_features))
@@ -168,9 +191,11 @@ class NeurocoderLinear(Head):
         self.key_u = nn.Linear(in_features, key_size)
         self.key_v = nn.Linear(out_features, key_size)
         self.key_s = nn.Parameter(torch.empty(slots, key_size))
-        self.controller = Controller(
-            in_features, controller_size, 3 * attention_heads * (key_size + 1), attention_steps
-        )
+        self.openness = nn.Parameter(torch.empty(slots)) if openness else None
+        # Convex attention without usage is the content's alone: a single step has no gates then.
+        self.gated = not (convex and attention_steps == 1)
+        n_outputs = 3 * (key_size + self.gated) * attention_heads  # rows: memory, key and gate, head
+        self.controller = Controller(in_features, controller_size, n_outputs, attention_steps)
         self.fixed_sharpness = None if isinstance(sharpness, str) else float(sharpness)
         self.raw_sharpness = nn.Parameter(torch.empty(3)) if self.fixed_sharpness is None else None
         self.residual = nn.Parameter(torch.empty(in_features, out_features)) if residual else None
@@ -187,6 +212,8 @@ class NeurocoderLinear(Head):
             nn.init.normal_(layer.weight)
             nn.init.zeros_(layer.bias)
         self.controller.reset_parameters()
+        if self.openness is not None:
+            nn.init.ones_(self.openness)
         if self.raw_sharpness is not None:
             nn.init.constant_(self.raw_sharpness, math.log(math.expm1(1.0)))  # softplus⁻¹(1)
         if self.residual is not None and self.residual_gate is not None:
@@ -202,35 +229,51 @@ class NeurocoderLinear(Head):
             return self.fixed_sharpness
         return F.softplus(self.raw_sharpness)[:, None, None, None]
 
+    def _rows(self, memory: Tensor) -> Tensor:
+        """Return a memory [P, ...] through whose frozen rows no gradient flows."""
+        if not self.frozen_slots:
+            return memory
+        return torch.cat((memory[: self.frozen_slots].detach(), memory[self.frozen_slots :]))
+
+    # ------------------------------------------------------------------------------------- forward
+
     def attend(self, x_BI: Tensor) -> Tensor:
         """Eqs. 9-14. Attention over the slots of the three memories, [3, B, R, P], memories ordered U, V, S."""
-        n_heads, n_key = self.attention_heads, self.key_size
-        key_3PK = torch.stack((self.key_u(self.memory_u), self.key_v(self.memory_v), self.key_s))
+        n_steps, n_heads, n_key = self.attention_steps, self.attention_heads, self.key_size
+        memory_u, memory_v = self._rows(self.memory_u), self._rows(self.memory_v)
+        key_3PK = torch.stack((self.key_u(memory_u), self.key_v(memory_v), self._rows(self.key_s)))
+        openness = None if self.openness is None else pm.open_slots(self._rows(self.openness))
+        # The controller sees x only, never what it read: the queries of all steps are there at once.
+        output = torch.stack(self.controller(x_BI), dim=1)  # [B, J, 3 · (K + 1) · H]
+        parts = output.view(-1, n_steps, 3, n_key + self.gated, n_heads).permute(2, 0, 1, 4, 3)
+        query = parts[..., :n_key].flatten(2, 3)
+        content = pm.content_attention(query, key_3PK, self.sharpness, openness)  # [3, B, R, P]
+        if not self.gated:
+            return content
+        gate = parts[..., n_key].flatten(2, 3)
+        if n_steps == 1:  # no usage yet: l = 0, and eq. 14 reduces to its first term
+            return torch.sigmoid(gate).unsqueeze(-1) * content
+        steps: list[Tensor] = []
         used: Tensor | None = None
-        steps = []
-        for output in self.controller(x_BI):
-            parts = output.view(-1, 3, n_heads, n_key + 1).transpose(0, 1)  # [3, B, H, K + 1]
-            content = pm.content_attention(parts[..., :n_key], key_3PK, self.sharpness)
-            gate = parts[..., n_key]
-            if used is not None:
-                lifted = pm.least_used_attention(used, self.least_used)
+        for gate_now, content_now in zip(gate.split(n_heads, 2), content.split(n_heads, 2), strict=True):
+            if used is None:
+                weights = content_now if self.convex else torch.sigmoid(gate_now).unsqueeze(-1) * content_now
+                used = weights
+            else:
+                lifted = pm.least_used_attention(used, self.least_used, openness)
                 if self.convex:
                     lifted = lifted / lifted.sum(dim=-1, keepdim=True).clamp_min(1e-12)
-                weights = pm.gated_attention(gate, content, lifted)
-            elif self.convex:
-                weights = content
-            else:  # no usage yet: l = 0, and eq. 14 reduces to its first term
-                weights = torch.sigmoid(gate).unsqueeze(-1) * content
-            used = weights if used is None else pm.usage(used, weights)
+                weights = pm.gated_attention(gate_now, content_now, lifted)
+                used = pm.usage(used, weights)
             steps.append(weights)
-        return steps[0] if len(steps) == 1 else torch.cat(steps, dim=-2)
+        return torch.cat(steps, dim=-2)
 
     def compose(self, x_BI: Tensor) -> ProgramTrace:
         """Everything that x decides: attention, singular values and the residual's gate (sigmoid taken)."""
         attention_u, attention_v, attention_s = self.attend(x_BI)
-        sigma = pm.singular_values(pm.read(attention_s, self.memory_s).squeeze(-1))
+        sigma = pm.singular_values(pm.read(attention_s, self._rows(self.memory_s)).squeeze(-1))
         if self.residual_gate is None:
-            gate = x_BI.new_zeros(len(x_BI))
+            gate = x_BI.new_zeros(x_BI.shape[0])
         else:
             gate = torch.sigmoid(self.residual_gate(x_BI)).squeeze(-1)
         return ProgramTrace(attention_u, attention_v, attention_s, sigma, gate)
@@ -240,7 +283,12 @@ class NeurocoderLinear(Head):
         x_BI = self.flatten(x)
         trace = self.compose(x_BI)
         y = pm.apply_program(
-            x_BI, trace.attention_u, trace.attention_v, trace.sigma, self.memory_u, self.memory_v
+            x_BI,
+            trace.attention_u,
+            trace.attention_v,
+            trace.sigma,
+            self._rows(self.memory_u),
+            self._rows(self.memory_v),
         )
         if self.residual is not None:
             y = y + (trace.residual_gate * trace.sigma[:, -1]).unsqueeze(-1) * (x_BI @ self.residual)
@@ -251,19 +299,68 @@ class NeurocoderLinear(Head):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to y [..., out]."""
-        return self.forward_with_trace(x)[0]
+        if not self._fusable(x):
+            return self.forward_with_trace(x)[0]
+        gate = self.residual_gate
+        weights = Weights(
+            self.memory_u,
+            self.memory_v,
+            self.memory_s,
+            self.key_u.weight,
+            self.key_u.bias,
+            self.key_v.weight,
+            self.key_v.bias,
+            self.key_s,
+            self.controller.input.weight,
+            self.controller.input.bias,
+            self.controller.readout.weight,
+            self.controller.readout.bias,
+            self.residual,
+            None if gate is None else gate.weight,
+            None if gate is None else gate.bias,
+        )
+        assert self.fixed_sharpness is not None
+        y = fused_linear(self.flatten(x), weights, self.attention_heads, self.fixed_sharpness)
+        return y.view((*x.shape[:-1], self.out_features))
+
+    def _fusable(self, x: Tensor) -> bool:
+        """Whether :func:`fused_linear` computes this layer for this input."""
+        return (
+            self.fused
+            and self.attention_steps == 1
+            and self.gated
+            and self.fixed_sharpness is not None
+            and self.fixed_sharpness <= MAX_SHARPNESS
+            and self.openness is None
+            and not self.frozen_slots
+            # compilers fuse the equations themselves, and transforms need to see them
+            and not torch.compiler.is_compiling()
+            and not torch._C._are_functorch_transforms_active()
+            and not torch.is_autocast_enabled(x.device.type)
+            and x.dtype == self.memory_u.dtype
+            and x.dtype in (torch.float32, torch.float64)
+            and x.numel() > 0
+        )
+
+    # --------------------------------------------------------------------------------------- study
 
     def trace(self, x: Tensor) -> ProgramTrace:
         """Return attention, singular values and gate for x [..., in], detached."""
         with torch.no_grad():
             return self.forward_with_trace(x)[1]
 
+    def attention(self, x: Tensor) -> Tensor:
+        """Return the attention of all three memories for x [B, in] as one tensor [3, B, R, P]."""
+        return self.attend(self.flatten(x))
+
     def program(self, x: Tensor) -> Tensor:
         """Return the working program W [..., in, out] of eq. 15, materialised: for study, never in forward."""
         x_BI = self.flatten(x)
         trace = self.compose(x_BI)
         program = pm.working_program(
-            pm.read(trace.attention_u, self.memory_u), trace.sigma, pm.read(trace.attention_v, self.memory_v)
+            pm.read(trace.attention_u, self._rows(self.memory_u)),
+            trace.sigma,
+            pm.read(trace.attention_v, self._rows(self.memory_v)),
         )
         if self.residual is not None:
             program = pm.integrate(program, trace.residual_gate, trace.sigma[:, -1], self.residual)
@@ -271,21 +368,104 @@ class NeurocoderLinear(Head):
 
     def orthogonal_loss(self) -> Tensor:
         """Eq. 5. L_o of this layer, without its coefficient."""
-        return pm.orthogonal_loss(self.memory_u) + pm.orthogonal_loss(self.memory_v)
+        memories = (self._rows(self.memory_u), self._rows(self.memory_v))
+        return pm.orthogonal_loss(memories[0]) + pm.orthogonal_loss(memories[1])
 
     def aux_loss(self) -> Tensor:
         """a·L_o, to be added to the task's loss once per step (eq. 2)."""
         return self.orthogonality * self.orthogonal_loss()
 
-    def diagnostics(self, trace: ProgramTrace | None = None) -> dict[str, float]:
-        """Detached numbers worth a curve: L_o above its floor and, of a trace, normalised attention entropy."""
+    def diagnostics(self, x: Tensor | None = None) -> dict[str, float]:
+        """Those of all heads (see the base), and ``orthogonality_excess``: L_o above its floor."""
+        floor = pm.orthogonal_loss_floor(self.slots, self.in_features, self.out_features)
         with torch.no_grad():
-            floor = pm.orthogonal_loss_floor(self.slots, self.in_features, self.out_features)
-            numbers = {"orthogonality_excess": float(self.orthogonal_loss()) - floor}
-            if trace is not None:
-                attention = torch.stack((trace.attention_u, trace.attention_v, trace.attention_s))
-                numbers["attention_entropy"] = float(pm.attention_entropy(attention))
-        return numbers
+            excess = float(self.orthogonal_loss()) - floor
+        return super().diagnostics(x) | {"orthogonality_excess": excess}
+
+    # ------------------------------------------------------------------------------------ resizing
+
+    def grow(
+        self, n_slots: int, freeze_old: bool = False, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Add `n_slots` slots without changing the function (the growing memory of the paper's discussion).
+
+        New rows of U and V are orthogonal to the old ones as far as the width leaves room. They start closed:
+        their attention is multiplied by an openness of 0, whose gradient is not 0. Parameters stay the same
+        objects, so that an optimiser keeps them.
+
+        Parameters
+        ----------
+        n_slots
+            How many slots to add, >= 1.
+        freeze_old
+            Rows of the old slots get no gradient any more (controller, key nets and residual still do). An
+            optimiser with weight decay would go on shrinking them.
+        optimizer
+            The optimiser of this layer: its state grows too (zeros for new rows and, with `freeze_old`, for the
+            old ones), and it is given the openness.
+
+        Raises
+        ------
+        HeadError
+            `n_slots` < 1, or an optimiser that does not hold this layer's memories.
+        """
+        require_at_least("n_slots", n_slots, 1)
+        group = self._group(optimizer)
+        old = self.slots
+        if self.openness is None:
+            self.openness = nn.Parameter(self.memory_s.new_ones(old))
+            if group is not None:
+                group["params"].append(self.openness)
+        for parameter, rows in (
+            (self.memory_u, orthogonal_rows(self.memory_u, n_slots)),
+            (self.memory_v, orthogonal_rows(self.memory_v, n_slots)),
+            (self.memory_s, torch.randn_like(self.memory_s[:1].expand(n_slots, -1))),
+            (self.key_s, torch.randn_like(self.key_s[:1].expand(n_slots, -1))),
+            (self.openness, self.openness.new_zeros(n_slots)),
+        ):
+            append_rows(parameter, rows, optimizer, forget_old=freeze_old)
+        self.slots = old + n_slots
+        if freeze_old:
+            self.frozen_slots = old
+
+    def prune(self, keep: Sequence[int] | Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Remove all slots but those in `keep`: their numbers, or a mask [P]. The optimiser's state follows.
+
+        Raises
+        ------
+        HeadError
+            A slot that is not there or is named twice, or fewer slots than `least_used`.
+        """
+        index = torch.as_tensor(keep)
+        if index.dtype == torch.bool:
+            if index.shape != (self.slots,):
+                raise HeadError(f"keep has shape {tuple(index.shape)}, but a mask must be [{self.slots}]")
+            index = index.nonzero().squeeze(-1)
+        kept = sorted(int(i) for i in index)
+        if len(set(kept)) < len(kept):
+            raise HeadError(f"keep={kept} names a slot twice")
+        if kept and (kept[0] < 0 or kept[-1] >= self.slots):
+            raise HeadError(f"keep={kept} must be slots in [0, {self.slots})")
+        if len(kept) < self.least_used:
+            raise HeadError(f"keep={kept} leaves {len(kept)} slots, fewer than least_used={self.least_used}")
+        self._group(optimizer)
+        chosen = torch.tensor(kept, device=self.memory_u.device)
+        for parameter in (self.memory_u, self.memory_v, self.memory_s, self.key_s, self.openness):
+            if parameter is not None:
+                keep_rows(parameter, chosen, optimizer)
+        self.slots = len(kept)
+        self.frozen_slots = sum(i < self.frozen_slots for i in kept)
+
+    def _group(self, optimizer: torch.optim.Optimizer | None) -> dict[str, Any] | None:
+        """Return the group of `optimizer` that holds the memories."""
+        if optimizer is None:
+            return None
+        for group in optimizer.param_groups:
+            if any(held is self.memory_s for held in group["params"]):
+                return group
+        raise HeadError(
+            "optimizer does not hold this layer's memories: pass the one that was built with them"
+        )
 
     def extra_repr(self) -> str:
         return (

@@ -73,17 +73,35 @@ def singular_values(score_BR: Float[Tensor, "B R"]) -> Float[Tensor, "B R"]:
     return F.softplus(score_BR).flip(-1).cumsum(-1).flip(-1)
 
 
+def open_slots(raw_P: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
+    """Return ρ = max(0, raw), with the gradient of raw: a slot that has closed can open again.
+
+    Not in the paper. ρ multiplies a slot's attention, so that a slot added with ρ = 0 changes nothing and yet
+    learns: dL/dρ is not zero there.
+    """
+    return raw_P + (raw_P.clamp_min(0) - raw_P).detach()
+
+
 def content_attention(
-    query_BHK: Float[Tensor, "*M B H K"], key_PK: Float[Tensor, "*M P K"], sharpness: float | Tensor = 1.0
+    query_BHK: Float[Tensor, "*M B H K"],
+    key_PK: Float[Tensor, "*M P K"],
+    sharpness: float | Tensor = 1.0,
+    openness_P: Float[Tensor, "P"] | None = None,
 ) -> Float[Tensor, "*M B H P"]:
-    """Eq. 11. softmax over slots of sharpness · cos(query, key). The paper prints no sharpness, i.e. 1."""
+    """Eq. 11. softmax over slots of sharpness · cos(query, key). The paper prints no sharpness, i.e. 1.
+
+    With openness ρ: cᵢ = ρᵢ eᵢ / Σ ρⱼ eⱼ for e = exp(sharpness · cos).
+    """
     query = F.normalize(query_BHK, dim=-1)
     key = F.normalize(key_PK, dim=-1)
     cosine = query.flatten(-3, -2) @ key.transpose(-1, -2)  # one product of [*M, B·H, K] and [*M, K, P]
     cosine = cosine.view((*query.shape[:-1], key.shape[-2]))
     if isinstance(sharpness, Tensor) or sharpness != 1.0:  # saves a pass over the largest tensor
         cosine = sharpness * cosine
-    return torch.softmax(cosine, dim=-1)
+    if openness_P is None:
+        return torch.softmax(cosine, dim=-1)
+    share = openness_P * torch.exp(cosine - cosine.detach().amax(dim=-1, keepdim=True))
+    return share / share.sum(dim=-1, keepdim=True)
 
 
 def usage(
@@ -93,13 +111,22 @@ def usage(
     return torch.maximum(previous_BHP, weights_BHP)
 
 
-def least_used_attention(usage_BHP: Float[Tensor, "*M B H P"], least_used: int) -> Float[Tensor, "*M B H P"]:
+def least_used_attention(
+    usage_BHP: Float[Tensor, "*M B H P"], least_used: int, openness_P: Float[Tensor, "P"] | None = None
+) -> Float[Tensor, "*M B H P"]:
     """Eq. 13. max(m) − mᵢ on the `least_used` slots of smallest usage, 0 elsewhere (not normalised).
 
-    Which slots are chosen is piecewise constant and gets no gradient; ties go to the lower index.
+    Which slots are chosen is piecewise constant and gets no gradient; ties go to the lower index. With openness
+    ρ, slots are ranked by mᵢ/ρᵢ² (m itself is proportional to ρ, so that a slot that is nearly closed counts as
+    used and one that is closed is never chosen) and lifted by ρᵢ(max(m) − mᵢ).
     """
-    order = usage_BHP.detach().argsort(dim=-1, stable=True)
+    rank = usage_BHP.detach()
+    if openness_P is not None:
+        rank = torch.where(openness_P > 0, rank / openness_P.detach().square(), torch.inf)
+    order = rank.argsort(dim=-1, stable=True)
     chosen = torch.zeros_like(usage_BHP).scatter_(-1, order[..., :least_used], 1.0)
+    if openness_P is not None:
+        chosen = chosen * openness_P
     return chosen * (usage_BHP.amax(dim=-1, keepdim=True) - usage_BHP)
 
 
@@ -139,10 +166,3 @@ def apply_program(
     projection_BR = (weights_u_BRP @ scores_BP.unsqueeze(-1)).squeeze(-1)
     slots_BP = ((sigma_BR * projection_BR).unsqueeze(-2) @ weights_v_BRP).squeeze(-2)
     return slots_BP @ memory_v_PO
-
-
-def attention_entropy(weights_BRP: Float[Tensor, "*B R P"]) -> Float[Tensor, ""]:
-    """Mean entropy of the (renormalised) attention as a share of log P: 1 is uniform, 0 is one slot."""
-    share = weights_BRP / weights_BRP.sum(dim=-1, keepdim=True).clamp_min(1e-12)
-    entropy = -torch.xlogy(share, share).sum(dim=-1)
-    return entropy.mean() / torch.log(torch.tensor(float(max(2, weights_BRP.shape[-1]))))

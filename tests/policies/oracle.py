@@ -62,8 +62,8 @@ def attention(layer: NeurocoderLinear, x: np.ndarray) -> np.ndarray:
         for head in range(n_heads):
             usage = np.zeros(n_slots)
             for step, output in enumerate(outputs):
-                start = (memory * n_heads + head) * (n_key + 1)
-                query, gate = output[start : start + n_key], sigmoid(output[start + n_key])
+                rows = output.reshape(3, -1, n_heads)[memory, :, head]
+                query, gate = rows[:n_key], sigmoid(rows[n_key]) if layer.gated else 1.0
                 scores = [math.exp(beta[memory] * cosine(query, key)) for key in keys[memory]]
                 content = np.array(scores) / sum(scores)
                 least = np.zeros(n_slots)

@@ -68,9 +68,19 @@ def test_gradcheck(steps, heads, residual):
 @HEADS
 @VARIANTS
 @pytest.mark.parametrize("sharpness", [1.0, "learnable"])
-def test_every_parameter_gets_a_gradient(steps, heads, residual, sharpness):
+@pytest.mark.parametrize("convex", [False, True])
+@pytest.mark.parametrize("openness", [False, True])
+def test_every_parameter_gets_a_gradient(steps, heads, residual, sharpness, convex, openness):
     made = NeurocoderLinear(
-        6, 4, slots=9, attention_steps=steps, attention_heads=heads, residual=residual, sharpness=sharpness
+        6,
+        4,
+        slots=9,
+        attention_steps=steps,
+        attention_heads=heads,
+        residual=residual,
+        sharpness=sharpness,
+        convex=convex,
+        openness=openness,
     )
     (made(torch.randn(8, 6)).square().sum() + made.aux_loss()).backward()
     for name, parameter in made.named_parameters():
@@ -83,6 +93,8 @@ def test_the_controller_has_no_parameters_that_one_step_cannot_use():
     assert names["controller.input.weight"].shape == (3 * 4, 5)
     assert "residual_gate.weight" not in dict(layer(residual=False).named_parameters())
     assert dict(layer(steps=2).named_parameters())["controller.recurrent.weight"].shape == (16, 4)
+    assert layer(heads=2).controller.readout.out_features == 3 * (3 + 1) * 2
+    assert layer(heads=2, convex=True).controller.readout.out_features == 3 * 3 * 2
 
 
 @pytest.mark.parametrize(("slots", "width"), [(3, 8), (8, 3), (5, 5), (1, 1)])
@@ -157,11 +169,6 @@ def test_integrate_by_hand():
     program, residual = torch.ones(1, 2, 2), torch.eye(2)
     made = pm.integrate(program, torch.tensor([0.5]), torch.tensor([4.0]), residual)
     torch.testing.assert_close(made, torch.tensor([[[3.0, 1.0], [1.0, 3.0]]]))
-
-
-def test_entropy_is_one_for_uniform_and_zero_for_one_slot():
-    assert pm.attention_entropy(torch.full((2, 3, 5), 0.1)).item() == pytest.approx(1)
-    assert pm.attention_entropy(torch.eye(4)[None]).item() == pytest.approx(0, abs=1e-6)
 
 
 # -------------------------------------------------------------------------------------- properties
@@ -283,7 +290,11 @@ def test_copies_pickles_and_state_dicts_compute_the_same():
         (dict(slots=2.5), "slots=2.5 must be"),
         (dict(attention_heads=0), "attention_heads=0"),
         (dict(attention_steps=-1), "attention_steps=-1"),
-        (dict(attention_steps=2, slots=4, least_used=5), "slots=4 must be >= least_used=5"),
+        (dict(slots=4, least_used=5), "slots=4 must be >= least_used=5"),
+        (dict(key_size=0), "key_size=0"),
+        (dict(least_used=0), "least_used=0"),
+        (dict(controller_size=0), "controller_size=0"),
+        (dict(frozen_slots=81), "frozen_slots=81 must be <= slots=80"),
         (dict(sharpness="soft"), "sharpness='soft'"),
         (dict(sharpness=0.0), "sharpness=0.0"),
         (dict(orthogonality=float("nan")), "orthogonality=nan"),
@@ -294,6 +305,32 @@ def test_copies_pickles_and_state_dicts_compute_the_same():
 def test_values_that_cannot_be_used_are_named(options, message):
     with pytest.raises(HeadError, match=message.replace("(", r"\(")):
         make_head("neurocoder", 4, 3, **options)
+
+
+@STEPS
+def test_a_nan_spoils_its_own_row_and_no_other(steps):
+    made = layer(steps)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    clean = made(x)
+    x[2, 1] = float("nan")
+    spoilt = made(x)
+    assert spoilt[2].isnan().all()
+    others = [0, 1, 3]
+    torch.testing.assert_close(spoilt[others], clean[others])
+
+
+@STEPS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_precision_stays_near_double(steps, dtype):
+    made = layer(steps)
+    x = torch.randn(6, 5, dtype=torch.float64)
+    low = copy.deepcopy(made).to(dtype)
+    y = low(x.to(dtype))
+    assert y.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 0.15
+    torch.testing.assert_close(y.double(), made(x), rtol=tolerance, atol=tolerance)
+    (y.sum() + low.aux_loss()).backward()
+    assert all(p.grad is not None and p.grad.dtype == dtype for p in low.parameters())
 
 
 def test_a_wrong_feature_size_is_named():

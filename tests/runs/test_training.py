@@ -18,7 +18,7 @@ from neurocoder.agents.a3c import NonFiniteLossError
 from neurocoder.envs import PROTOCOLS
 from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint, saved_steps
 from neurocoder.runs.cli import main
-from neurocoder.runs.config import recipe_names, resolve
+from neurocoder.runs.config import read_recipe, recipe_names, resolve
 from neurocoder.runs.run import Run, find_runs
 from neurocoder.runs.training import prepare, resolve_precision, run_training
 
@@ -63,7 +63,7 @@ def test_one_worker_and_one_seed_give_the_same_bytes_twice(tmp_path, env):
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_trains(tmp_path, recipe):
-    env = "CartPole-v1" if recipe == "control" else "ALE/Pong-v5"
+    env = "ALE/Pong-v5" if "preset" in read_recipe(recipe) else "CartPole-v1"
     small = {"a3c.workers": 1, "a3c.envs_per_worker": 2, "a3c.n_steps": 8, "steps": 64, "log_every": 32}
     config, policy = prepare(resolve(env, recipe, small, "test"))
     assert config.policy.encoder != "auto"
