@@ -28,10 +28,10 @@ class Step:
 
 
 class Player:
-    """Plays a batch of games with `policy`, sampling actions unless `deterministic`."""
+    """Plays a batch of games with `policy` (in evaluation mode), sampling actions unless `deterministic`."""
 
     def __init__(self, policy: Policy, *, deterministic: bool = False, seed: int = 0) -> None:
-        self.policy = policy
+        self.policy = policy.eval()
         self.deterministic = deterministic
         self.device = next(policy.parameters()).device
         self.generator = torch.Generator(self.device).manual_seed(seed)

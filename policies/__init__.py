@@ -4,6 +4,7 @@ from neurocoder.policies.cores import CORES, State
 from neurocoder.policies.distributions import to_env_action
 from neurocoder.policies.encoders import ENCODERS
 from neurocoder.policies.heads import HEADS, NeurocoderLinear, ProgramTrace, head_options, make_head
+from neurocoder.policies.parameter_counts import count_parameters
 from neurocoder.policies.policy import Policy, PolicyConfig, PolicyOutput, PolicyTrace
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "PolicyTrace",
     "ProgramTrace",
     "State",
+    "count_parameters",
     "head_options",
     "make_head",
     "to_env_action",

@@ -8,11 +8,11 @@ from neurocoder.runs.cli import _COMMANDS
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
-def test_the_python_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_python_examples_run():
     names: dict = {}
-    exec(code, names)
+    exec("\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL)), names)
     assert names["y"].shape == (32, 6) and names["program"].shape == (32, 256, 6)
+    assert names["layer"].slots == 44
 
 
 def test_every_command_is_in_the_table():

@@ -177,8 +177,7 @@ def _read_backward(
     n_slots, key_size = unit_key.shape[1:]
     key_t = unit_key.transpose(1, 2)
     d_scores, d_query, d_gate = [], [], []
-    d_key: Any = 0
-    d_value: Any = 0
+    d_key, d_value = torch.zeros_like(unit_key.transpose(1, 2)), torch.zeros_like(value_s_P)
     for rows, share, projection, score, sigma, coefficient in reads.parts:
         gate = reads.gate_MHB[..., rows]
         query = unit_query[..., rows].reshape(3, key_size, -1)
@@ -199,14 +198,14 @@ def _read_backward(
         flow = torch.stack((d_projection * projection, d_coefficient * coefficient, d_score * score))
         gain_u, _, gain_s = gain.unbind()
         d_scores.append(_product(attention_u, gain_u).sum(1))
-        d_value = d_value + torch.mv(attention_s.view(n_slots, -1), gain_s.reshape(-1))
+        d_value.addmv_(attention_s.view(n_slots, -1), gain_s.reshape(-1))
         d_gate.append(flow * (1 - gate))
         d_logits = _scratch("d_logits", attention.shape, attention)
         torch.mul(gain.unsqueeze(1), value.unsqueeze(2), out=d_logits)
         d_logits -= (flow * share / gate).unsqueeze(1)
         d_logits = d_logits.mul_(attention).view(3, n_slots, -1)
         d_query.append(torch.bmm(key_t, d_logits).view(3, key_size, len(sigma), -1))
-        d_key = d_key + torch.bmm(query, d_logits.transpose(1, 2))
+        d_key.baddbmm_(query, d_logits.transpose(1, 2))
     whole = len(reads.parts) == 1
     d_unit_query = d_query[0] if whole else torch.cat(d_query, -1)
     d_unit_key = d_key.transpose(1, 2)

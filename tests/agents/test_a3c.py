@@ -16,7 +16,7 @@ from neurocoder.agents.a3c import (
 )
 from neurocoder.envs import make_vec
 from neurocoder.errors import ConfigError
-from neurocoder.policies import Policy, PolicyConfig
+from neurocoder.policies import HEADS, Policy, PolicyConfig
 
 LENGTH = 4
 
@@ -207,6 +207,19 @@ def test_the_auxiliary_loss_enters_the_gradient_once():
     policy.actor.orthogonality = policy.critic.orthogonality = 0.0
     without = gradient(loss_and_metrics(policy, rollout, config)[0])
     torch.testing.assert_close(whole - without, alone, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_learns_with_its_loss_and_diagnostics(head):
+    config = A3CConfig(n_steps=3)
+    policy = small_policy(head=head)
+    stream = rollouts(policy, make_vec("Clock-v0", 2), config, [1, 2], torch.Generator().manual_seed(0))
+    loss, metrics = loss_and_metrics(policy, next(stream), config)
+    loss.backward()
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert (metrics["aux_loss"] != 0) == (head in ("neurocoder", "neurocoder-released", "moe"))
+    assert ("actor/attention_entropy" in metrics) == (head not in ("linear", "lowrank", "hypernet"))
+    assert ("critic/input_variance" in metrics) == policy.critic.conditional
 
 
 @pytest.mark.parametrize(

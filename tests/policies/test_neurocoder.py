@@ -106,7 +106,7 @@ def test_orthogonal_loss_agrees_with_the_entrywise_sum(slots, width):
 def test_aux_loss_is_a_times_the_sum_over_u_and_v_and_starts_at_its_floor():
     made = NeurocoderLinear(20, 3, slots=8, orthogonality=0.3).double()
     floor = pm.orthogonal_loss_floor(8, 20, 3)
-    assert floor == 5 / 8
+    assert floor == 5 / 8 and pm.orthogonal_loss_floor(8, 3, 6) == 7 / 8
     assert made.orthogonal_loss().item() == pytest.approx(floor, abs=1e-6)
     assert pm.total_loss(torch.tensor(2.0), made.orthogonal_loss(), 0.3).item() == pytest.approx(
         2.0 + made.aux_loss().item()
@@ -222,6 +222,58 @@ def test_invariants(inputs, outputs, slots, steps, heads, key_size, residual, co
             assert (scale < trace.sigma[..., -1]).all()
         rank = torch.linalg.matrix_rank(difference.detach(), atol=1e-9)
         assert rank.max() <= min(n_components, slots, inputs, outputs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    slots=st.integers(1, 12),
+    heads=st.integers(1, 4),
+    key_size=st.integers(1, 5),
+    sharpness=st.floats(0.1, 30),
+    least_used=st.integers(1, 12),
+    seed=st.integers(0, 2**16),
+)
+def test_invariants_of_attention_and_usage(slots, heads, key_size, sharpness, least_used, seed):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(3, heads, key_size, generator=generator, dtype=torch.float64)
+    key = torch.randn(slots, key_size, generator=generator, dtype=torch.float64)
+    content = pm.content_attention(query, key, sharpness)
+    torch.testing.assert_close(content.sum(-1), torch.ones(3, heads, dtype=torch.float64))
+    assert (content > 0).all()
+    assert (content <= 1 / (1 + (slots - 1) * np.exp(-2 * sharpness)) + 1e-12).all()  # |cos| <= 1
+    lifted = pm.least_used_attention(content, least_used)
+    assert ((lifted != 0).sum(-1) <= least_used).all() and (lifted >= 0).all()
+    assert (lifted <= content.amax(-1, keepdim=True)).all()
+    if least_used >= slots:
+        torch.testing.assert_close(lifted, content.amax(-1, keepdim=True) - content)
+
+
+def test_the_residual_is_bounded_by_the_smallest_singular_value():
+    made = layer(steps=2)
+    x = torch.randn(20, 5, dtype=torch.float64)
+    without = copy.deepcopy(made)
+    without.residual = None
+    difference = torch.linalg.matrix_norm(made.program(x) - without.program(x), ord=2)
+    limit = made.trace(x).sigma[:, -1] * torch.linalg.matrix_norm(made.residual, ord=2)
+    assert (difference < limit).all() and (difference > 0).all()
+
+
+def change_memory(memory: torch.Tensor) -> None:
+    memory.mul_(2).add_(1)
+
+
+def test_a_change_of_the_memory_by_another_process_is_seen_by_the_next_forward():
+    made = layer()
+    x = torch.randn(2, 5, dtype=torch.float64)
+    made.memory_u.requires_grad_(False).share_memory_()
+    expected = copy.deepcopy(made)
+    change_memory(expected.memory_u)
+    before = made(x)
+    process = torch.multiprocessing.get_context("fork").Process(target=change_memory, args=(made.memory_u,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and (made(x) - before).abs().max() > 1e-3
+    torch.testing.assert_close(made(x), expected(x), rtol=0, atol=0)
 
 
 def test_rows_of_a_batch_are_independent():

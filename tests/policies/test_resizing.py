@@ -95,11 +95,12 @@ def test_openness_by_hand():
     rho = torch.tensor([1.0, 0.5, 0.0])
     found = pm.content_attention(query, key, 1.0, rho)[0, 0]
     torch.testing.assert_close(found, rho * e / (rho * e).sum())
-    usage = torch.tensor(
-        [[[0.5, 0.1, 0.0, 0.4]]]
-    )  # ranked 0.5, 0.1 / 0.25 = 0.4 (tie, lower index), never, 0.4
-    lifted = pm.least_used_attention(usage, 1, torch.tensor([1.0, 0.5, 0.0, 1.0]))
-    torch.testing.assert_close(lifted, torch.tensor([[[0.0, 0.5 * 0.4, 0.0, 0.0]]]))
+    usage = torch.tensor([[[0.5, 0.11, 0.0, 0.4]]])  # ranked by 0.5, 0.11 / 0.25 = 0.44, never, 0.4
+    rho = torch.tensor([1.0, 0.5, 0.0, 1.0])
+    lifted = pm.least_used_attention(usage, 1, rho)
+    torch.testing.assert_close(lifted, torch.tensor([[[0.0, 0.0, 0.0, 0.1]]]))
+    lifted = pm.least_used_attention(usage, 2, rho)
+    torch.testing.assert_close(lifted, torch.tensor([[[0.0, 0.5 * 0.39, 0.0, 0.1]]]))
 
 
 @pytest.mark.parametrize("optimizer_type", [torch.optim.Adam, torch.optim.RMSprop])

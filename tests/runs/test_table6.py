@@ -1,12 +1,15 @@
 """Table 6: every count, two of them by formula, and the judgement of a printed figure."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from neurocoder.policies import parameter_counts as pc
 from neurocoder.policies.heads.released import ReleasedNeurocoderLinear
-from neurocoder.policies.parameter_counts import UNUSED, count_parameters, table6, verdict
+from neurocoder.policies.parameter_counts import UNUSED, count_parameters
+from neurocoder.runs.reproduce import table6 as t6
+from neurocoder.runs.reproduce.table6 import markdown, table6, verdict
 
 EXPECTED = [
     ("MNIST linear", "original", "7.8K", 7_840, "exact"),
@@ -178,5 +181,10 @@ def test_a_released_layer_is_found_at_any_depth():
 
 def test_models_are_built_without_memory():
     with torch.device("meta"):
-        model = pc.a3c(6)
+        model = t6.a3c(6)
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_the_committed_table_is_the_counted_one(rows):
+    document = Path(t6.__file__).parent / "results" / "table6" / "README.md"
+    assert document.read_text("utf-8").endswith(markdown(rows))

@@ -1,0 +1,533 @@
+"""Table 6 of the Neurocoder paper: parameter counts of the models that may stand behind its figures.
+
+Table 6 prints one figure per model. Each :class:`Entry` below names a model that could stand behind a figure;
+:func:`table6` builds it (on the meta device: no memory, no random numbers) and counts. The paper gives few sizes;
+those that are inferred are said to be. Source: H. Le and S. Venkatesh, arXiv 2009.11443, Tables 5 and 6; "the
+release" is github.com/thaihungle/Neurocoder.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+from typing import Any, Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import nn
+
+from neurocoder.policies import Policy, PolicyConfig
+from neurocoder.policies.heads import ReleasedNeurocoderLinear
+from neurocoder.policies.parameter_counts import ParameterCount, count_parameters
+
+Column = Literal["original", "moe", "nsm", "hypernet", "neurocoder"]
+Verdict = Literal["exact", "truncated", "not matched"]
+
+
+class Entry(NamedTuple):
+    """A figure of Table 6 and a model that it may be the size of (None: no model can be told)."""
+
+    row: str
+    column: Column
+    printed: str
+    model: str
+    build: Callable[[], nn.Module] | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table6Row:
+    """An entry, counted.
+
+    ======= ==================================================================================================
+    row     the main network, as the table names it
+    column  original, moe, nsm, hypernet or neurocoder
+    printed the paper's figure
+    model   what was built, in words
+    count   its parameters; None where no model can be told
+    verdict exact: the count rounds to the figure; truncated: it does when digits are cut off; or not matched
+    reason  what the match rests on, or why there is none
+    ======= ==================================================================================================
+    """
+
+    row: str
+    column: Column
+    printed: str
+    model: str
+    count: ParameterCount | None
+    verdict: Verdict
+    reason: str
+
+    @property
+    def computed(self) -> int | None:
+        """The count's total."""
+        return None if self.count is None else self.count.total
+
+
+# ------------------------------------------------------------------------------------------- Table 5
+
+CIFAR: dict[str, Any] = {
+    "slots": 30,
+    "attention_steps": 5,
+    "attention_heads": 3,
+    "key_size": 5,
+    "least_used": 5,
+    "residual": True,
+}
+MNIST: dict[str, Any] = {
+    "slots": 5,
+    "attention_steps": 5,
+    "attention_heads": 1,
+    "key_size": 2,
+    "least_used": 2,
+}
+POLYNOMIAL_SINGLE: dict[str, Any] = {"slots": 10, "attention_heads": 15, "key_size": 3}
+POLYNOMIAL_MULTI: dict[str, Any] = {
+    "slots": 20,
+    "attention_steps": 5,
+    "attention_heads": 1,
+    "key_size": 3,
+    "least_used": 2,
+}
+ATARI: dict[str, Any] = {"slots": 80, "attention_heads": 15, "key_size": 3}
+SPLIT_MNIST: dict[str, Any] = {"slots": 50, "attention_heads": 10, "key_size": 5}
+SPLIT_CIFAR: dict[str, Any] = {"slots": 100, "attention_heads": 10, "key_size": 5}
+
+# ------------------------------------------------------------------------------------------- Table 6
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        "MNIST linear",
+        "original",
+        "7.8K",
+        "784-10 without bias",
+        lambda: mlp(784, 10),
+        "The paper's 768 inputs (7,680 parameters) are a misprint: MNIST has 784 pixels.",
+    ),
+    Entry(
+        "MNIST linear",
+        "neurocoder",
+        "7.3K",
+        "200-10, LSTM of 7 units, key nets for all three memories, no gates",
+        lambda: minimal_neurocoder(200, 10, slots=5, key_size=2, units=7),
+        "Needs P = 5 (Table 5) and an LSTM of 3HK + 1 = 7 units: one of 8, as the text says, has 6,720 alone.",
+    ),
+    Entry(
+        "MNIST linear",
+        "neurocoder",
+        "7.3K",
+        "200-10, released layer without slot gates and component map",
+        lambda: without_component_map(ReleasedNeurocoderLinear(200, 10, **MNIST | {"least_used": 0})),
+        "The released layer fits only without its usage-based attention, which Table 5 lists with l_I = 2.",
+    ),
+    Entry(
+        "MNIST linear",
+        "neurocoder",
+        "7.3K",
+        "200-10, released layer",
+        lambda: ReleasedNeurocoderLinear(200, 10, **MNIST),
+        "The whole released layer is too large: its slot gates and component map have 4,615 parameters.",
+    ),
+    Entry(
+        "CIFAR MLP",
+        "original",
+        "1.7M",
+        "3072-512-256-10 with biases",
+        lambda: mlp(3072, 512, 256, 10, bias=True),
+        "The widths are inferred; the paper says three layers.",
+    ),
+    Entry(
+        "CIFAR MLP",
+        "moe",
+        "15.4M",
+        "ten experts for each layer of 3072-512-256-10, linear and noise gates",
+        lambda: mlp(3072, 512, 256, 10, layer=mixture_of_experts),
+        "Which layers have experts is not stated, and ten (Table 5) of each layer are more.",
+    ),
+    Entry(
+        "CIFAR MLP",
+        "nsm",
+        "21.2M",
+        "3072-512-256-10, released NSM layers with ten programs",
+        lambda: mlp(3072, 512, 256, 10, layer=lambda i, o: ReleasedNSM(i, o, programs=10)),
+        "The key size and the widths of the nets that the release never uses are not stated.",
+    ),
+    Entry(
+        "CIFAR MLP",
+        "neurocoder",
+        "1.9M",
+        "3072-512-256-10, released layers with residual",
+        lambda: mlp(3072, 512, 256, 10, layer=lambda i, o: ReleasedNeurocoderLinear(i, o, **CIFAR)),
+        "Not recoverable: residual programs of the main network's size leave 0.2M, and the first layer's LSTM "
+        "alone takes 0.6M.",
+    ),
+    Entry(
+        "CIFAR LeNet",
+        "original",
+        "2.1M",
+        "two convolutions, 3200-500-500-500-10",
+        lambda: lenet(nn.Linear(500, 10)),
+        "Inferred from the release's LeNet, whose convolutions are commented out and whose hidden layers have no "
+        "bias; the paper says five layers, these are six.",
+    ),
+    Entry(
+        "CIFAR LeNet",
+        "moe",
+        "12.3M",
+        "none",
+        None,
+        "Neither the experts' layers nor their widths are stated.",
+    ),
+    Entry(
+        "CIFAR LeNet",
+        "nsm",
+        "27.1M",
+        "none",
+        None,
+        "Neither the layers with programs nor their key size are stated.",
+    ),
+    Entry(
+        "CIFAR LeNet",
+        "neurocoder",
+        "2.3M",
+        "the same, last layer released, with residual",
+        lambda: lenet(ReleasedNeurocoderLinear(500, 10, **CIFAR)),
+        "The released layer adds 187,854 to a head 500-10: the printed 0.2M.",
+    ),
+    Entry(
+        "CIFAR DenseNet",
+        "original",
+        "7.0M",
+        "DenseNet of 100 layers, growth 12, no bottleneck, 1168-10",
+        lambda: densenet(lambda width: nn.Linear(width, 10)),
+        "The variant is inferred: the paper says 100 layers.",
+    ),
+    Entry(
+        "CIFAR DenseNet",
+        "moe",
+        "20.5M",
+        "none",
+        None,
+        "Neither the experts' layers nor their widths are stated.",
+    ),
+    Entry(
+        "CIFAR DenseNet",
+        "nsm",
+        "16.7M",
+        "none",
+        None,
+        "Neither the layers with programs nor their key size are stated.",
+    ),
+    Entry(
+        "CIFAR DenseNet",
+        "neurocoder",
+        "7.3M",
+        "the same, last layer released, with residual",
+        lambda: densenet(lambda width: ReleasedNeurocoderLinear(width, 10, **CIFAR)),
+        "The released layer adds 425,662 where the table adds 0.3M.",
+    ),
+    Entry(
+        "polynomial GRU",
+        "original",
+        "3.4K",
+        "GRU(2-32), 32-1",
+        lambda: recurrent(32, nn.Linear(32, 1)),
+        "All sizes are stated; the figure was cut off, not rounded.",
+    ),
+    Entry(
+        "polynomial GRU",
+        "hypernet",
+        "3.5K",
+        "GRU(2-28), scales 28-28, 28-1",
+        lambda: recurrent(28, nn.Linear(28, 1), scales=nn.Linear(28, 28)),
+        "Fits if the HyperNet scales the output layer's inputs by a linear function of the state.",
+    ),
+    Entry(
+        "polynomial GRU",
+        "neurocoder",
+        "3.6K",
+        "GRU(2-16), released layer 16-1, single-step",
+        lambda: recurrent(16, ReleasedNeurocoderLinear(16, 1, **POLYNOMIAL_SINGLE)),
+        "Fits with the release's read without LSTM, not with the paper's LSTM for J = 1.",
+    ),
+    Entry(
+        "polynomial GRU",
+        "neurocoder",
+        "2.1K",
+        "GRU(2-8), released layer 8-1, multi-step, key nets",
+        lambda: recurrent(8, ReleasedNeurocoderLinear(8, 1, **POLYNOMIAL_MULTI)),
+        "Fits with the release's slot gates and its unused component map.",
+    ),
+    Entry(
+        "polynomial GRU",
+        "neurocoder",
+        "2.1K",
+        "GRU(2-8), released layer 8-1, multi-step, learned key columns",
+        lambda: recurrent(8, ReleasedNeurocoderLinear(8, 1, content_keys=False, **POLYNOMIAL_MULTI)),
+        "Fits as well as key nets do: the figure does not tell the two apart.",
+    ),
+    Entry(
+        "Atari LSTM",
+        "original",
+        "3.2M",
+        "four convolutions, LSTM(1024-512), actor and critic, 6 actions",
+        lambda: a3c(6),
+        "The convolutions are inferred; the paper states the LSTM's 512 units.",
+    ),
+    Entry(
+        "Atari LSTM",
+        "original",
+        "3.2M",
+        "four convolutions, LSTM(1024-512), actor and critic, 18 actions",
+        lambda: a3c(18),
+        "The same with the 18 actions of Seaquest, Frostbite and Montezuma's Revenge: cut off, not rounded.",
+    ),
+    Entry(
+        "Atari LSTM",
+        "hypernet",
+        "3.6M",
+        "the same, 18 actions, actor's inputs scaled by 512-512",
+        lambda: a3c(18, actor=nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 18))),
+        "The polynomial task's HyperNet on the actor is too small, on both heads too large (3.8M).",
+    ),
+    Entry(
+        "Atari LSTM",
+        "neurocoder",
+        "3.3M",
+        "the same, 18 actions, actor released",
+        lambda: a3c(18, actor=ReleasedNeurocoderLinear(512, 18, **ATARI)),
+        "Fits with one head only, cut off; the text names the outputs of actor and critic.",
+    ),
+    Entry(
+        "Atari LSTM",
+        "neurocoder",
+        "3.3M",
+        "the same, 18 actions, actor and critic released",
+        lambda: a3c(
+            18,
+            actor=ReleasedNeurocoderLinear(512, 18, **ATARI),
+            critic=ReleasedNeurocoderLinear(512, 1, **ATARI),
+        ),
+        "With both heads, as the text says, the model is larger than the figure.",
+    ),
+    Entry(
+        "Split MNIST MLP",
+        "original",
+        "328K",
+        "1024-256-256-2, bias in the last layer only",
+        lambda: mlp(1024, 256, 256, 2, last=nn.Linear),
+        "Fits the release's default of 256 hidden units, not the 400 that its script names.",
+    ),
+    Entry(
+        "Split MNIST MLP",
+        "nsm",
+        "2.3M",
+        "1024-256-256-2, released NSM layers with five programs",
+        lambda: mlp(1024, 256, 256, 2, layer=lambda i, o: ReleasedNSM(i, o, programs=5)),
+        "Fits with the release's five programs (Table 5 says ten) and with the nets that it never uses.",
+    ),
+    Entry(
+        "Split MNIST MLP",
+        "neurocoder",
+        "348K",
+        "1024-256-256-2, released layers, one output layer",
+        lambda: mlp(1024, 256, 256, 2, layer=lambda i, o: ReleasedNeurocoderLinear(i, o, **SPLIT_MNIST)),
+        "Fits with one output layer for all tasks (Table 4); task-incremental runs have five (Table 3).",
+    ),
+    Entry(
+        "Split CIFAR ResNet",
+        "original",
+        "12.6M",
+        "ResNet-18 with its 1000 outputs, 1000-500-500-500-2",
+        lambda: resnet18(mlp(1000, 500, 500, 500, 2, last=nn.Linear)),
+        "Sizes are the release's; frozen weights are counted, and the figure was cut off, not rounded.",
+    ),
+    Entry(
+        "Split CIFAR ResNet",
+        "neurocoder",
+        "12.6M",
+        "the same, all four layers after ResNet-18 released, keys of 10 in the last",
+        lambda: resnet18(
+            mlp(
+                *(1000, 500, 500, 500, 2),
+                layer=lambda i, o: ReleasedNeurocoderLinear(i, o, **SPLIT_CIFAR),
+                last=lambda i, o: ReleasedNeurocoderLinear(i, o, **SPLIT_CIFAR | {"key_size": 10}),
+            )
+        ),
+        "Sizes are the release's, with P = 100 (Table 5) where the release has 50.",
+    ),
+)
+
+
+def table6() -> list[Table6Row]:
+    """Return every entry, built and counted."""
+    return [count_entry(entry) for entry in ENTRIES]
+
+
+def markdown(rows: Iterable[Table6Row]) -> str:
+    """Return `rows` as a table for documents."""
+    lines = ["| row | column | printed | counted | of these never used | verdict | model | why |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        counts = ("", "") if row.count is None else (f"{row.count.total:,}", f"{row.count.unused:,}")
+        cells = (row.row, row.column, row.printed, *counts, row.verdict, row.model, row.reason)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def count_entry(entry: Entry) -> Table6Row:
+    """Return `entry` with its model's count and the verdict on it."""
+    count = None
+    if entry.build is not None:
+        with torch.device("meta"):
+            count = count_parameters(entry.build())
+    judged: Verdict = "not matched" if count is None else verdict(entry.printed, count.total)
+    return Table6Row(entry.row, entry.column, entry.printed, entry.model, count, judged, entry.reason)
+
+
+def verdict(printed: str, count: int) -> Verdict:
+    """Return how `count` gives a figure such as "3.4K": rounded (half up), with digits cut off, or not."""
+    figure, unit = Decimal(printed[:-1]), {"K": 1_000, "M": 1_000_000}[printed[-1]]
+    exact = Decimal(count) / unit
+    if exact.quantize(figure, ROUND_HALF_UP) == figure:
+        return "exact"
+    if exact.quantize(figure, ROUND_DOWN) == figure:
+        return "truncated"
+    return "not matched"
+
+
+# -------------------------------------------------------------------------------------------- models
+# Layers are listed, not wired: only their sizes matter.
+
+Layer = Callable[[int, int], nn.Module]
+
+
+def named(**layers: nn.Module) -> nn.ModuleDict:
+    """Return `layers` as one module, in this order."""
+    return nn.ModuleDict(layers)
+
+
+def plain(in_features: int, out_features: int) -> nn.Module:
+    """Return a linear layer without bias: the hidden layers of the release's MLPs."""
+    return nn.Linear(in_features, out_features, bias=False)
+
+
+def mlp(*widths: int, bias: bool = False, layer: Layer | None = None, last: Layer | None = None) -> nn.Module:
+    """Return layers between `widths`: linear ones, with `bias` or without, unless `layer` (or `last`) says else."""
+    layer = layer or (nn.Linear if bias else plain)
+    makers = [layer] * (len(widths) - 2) + [last or layer]
+    sizes = zip(makers, widths[:-1], widths[1:], strict=True)
+    return named(**{f"layer{n}": make(i, o) for n, (make, i, o) in enumerate(sizes, start=1)})
+
+
+def recurrent(size: int, output: nn.Module, **others: nn.Module) -> nn.Module:
+    """Return the polynomial task's network: a GRU that sees x and the last y, and an output layer."""
+    return named(gru=nn.GRU(2, size), **others, output=output)
+
+
+def a3c(n_actions: int, actor: nn.Module | None = None, critic: nn.Module | None = None) -> nn.Module:
+    """Return our policy of the paper's size, with linear heads unless others are given."""
+    frames = gym.spaces.Box(-np.inf, np.inf, (1, 80, 80), np.float32)
+    config = PolicyConfig(encoder="a3g", core="lstm", core_size=512, head="linear")
+    policy = Policy(frames, gym.spaces.Discrete(n_actions), config)
+    return named(
+        encoder=policy.encoder,
+        core=policy.core,
+        actor=actor or policy.actor,
+        critic=critic or policy.critic,
+    )
+
+
+def minimal_neurocoder(
+    in_features: int, out_features: int, slots: int, key_size: int, units: int
+) -> nn.Module:
+    """Return the parts that the paper's text requires of the MNIST model, and no more."""
+    return named(
+        memory_u=plain(in_features, slots),
+        memory_v=plain(out_features, slots),
+        memory_s=plain(1, slots),
+        key_u=nn.Linear(in_features, key_size),
+        key_v=nn.Linear(out_features, key_size),
+        key_s=nn.Linear(1, key_size),
+        controller=nn.LSTM(in_features, units),
+    )
+
+
+def without_component_map(layer: ReleasedNeurocoderLinear) -> nn.Module:
+    """Return `layer` less its component map."""
+    layer.component_map = None
+    return layer
+
+
+def mixture_of_experts(in_features: int, out_features: int, n_experts: int = 10) -> nn.Module:
+    """Return linear experts with the two gates of Shazeer et al. 2017: of the logits and of their noise."""
+    experts = nn.ModuleList(nn.Linear(in_features, out_features) for _ in range(n_experts))
+    return named(experts=experts, gate=plain(in_features, n_experts), noise=plain(in_features, n_experts))
+
+
+class ReleasedNSM(nn.Module):
+    """The parameters of the release's Neural Stored-program Memory layer (its forward is not reproduced).
+
+    Programs are rows [key | vec W], read by content: a key net and a strength. The nets of three other ways to
+    address them, and of keys computed from a program's singular vectors, are made but not called.
+    """
+
+    unused_parameters: tuple[str, ...]
+
+    def __init__(
+        self, in_features: int, out_features: int, *, programs: int, key_size: int = 5, singular: int = 15
+    ) -> None:
+        super().__init__()
+        self.programs = nn.Parameter(torch.empty(programs, key_size + in_features * out_features))
+        self.key = nn.Linear(in_features, key_size)
+        self.strength = nn.Linear(in_features, 1)
+        rank = min(in_features, out_features)
+        self.never_called = named(
+            address=nn.Linear(in_features, programs),
+            address_of_singular=nn.Linear(in_features, programs * singular),
+            address_of_rest=nn.Linear(in_features, programs),
+            keys_of_singular=nn.Linear(in_features, key_size * (singular + 1)),
+            code_length=nn.Linear(in_features, out_features),
+            descriptor=nn.Linear(rank * singular // 2 * 3, key_size),
+            descriptor_of_triples=nn.Linear(2 * out_features + 1, key_size),
+        )
+        names = (name for name, _ in self.named_parameters())
+        self.unused_parameters = tuple(name for name in names if name.startswith("never_called."))
+
+
+def lenet(head: nn.Module) -> nn.Module:
+    """Return two convolutions of 5×5 (each followed by pooling) on 32×32 images, and four fully connected layers."""
+    hidden = mlp(50 * 8 * 8, 500, 500, 500)
+    return named(conv1=nn.Conv2d(3, 20, 5), conv2=nn.Conv2d(20, 50, 5), hidden=hidden, head=head)
+
+
+def convolution(in_channels: int, out_channels: int, kernel: int) -> list[nn.Module]:
+    """Return a convolution without bias, and the batch normalisation of its outputs."""
+    return [nn.Conv2d(in_channels, out_channels, kernel, bias=False), nn.BatchNorm2d(out_channels)]
+
+
+def densenet(head: Callable[[int], nn.Module], growth: int = 12, layers_per_block: int = 32) -> nn.Module:
+    """Return Huang et al. 2017: three dense blocks, transitions that keep the width, BN before convolutions."""
+    width = 16
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, bias=False)]
+    for block in range(3):
+        for _ in range(layers_per_block):
+            layers += [nn.BatchNorm2d(width), nn.Conv2d(width, growth, 3, bias=False)]
+            width += growth
+        layers.append(nn.BatchNorm2d(width))
+        if block < 2:
+            layers.append(nn.Conv2d(width, width, 1, bias=False))
+    return named(features=nn.Sequential(*layers), head=head(width))
+
+
+def resnet18(head: nn.Module) -> nn.Module:
+    """Return He et al. 2016, for ImageNet: eight blocks of two 3×3 convolutions, 1000 outputs; and `head`."""
+    layers = convolution(3, 64, 7)
+    width = 64
+    for channels in (64, 128, 256, 512):
+        layers += convolution(width, channels, 3) + convolution(channels, channels, 3)
+        if width != channels:
+            layers += convolution(width, channels, 1)  # the shortcut
+        layers += convolution(channels, channels, 3) + convolution(channels, channels, 3)
+        width = channels
+    return named(features=nn.Sequential(*layers), classifier=nn.Linear(width, 1000), head=head)

@@ -1,0 +1,143 @@
+"""Do the layer's tests fail when the layer is wrong? ``python tests/mutants.py`` changes one thing at a time.
+
+Every mutant is a copy of the package with one expression replaced; its tests must go red. Prints a line for each
+and returns 1 if one survives. Not part of the suite: it runs parts of it some thirty times.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+MEMORY, LAYER, FUSED, RESIZING, DIAGNOSTICS = (
+    f"policies/heads/{name}.py"
+    for name in ("program_memory", "neurocoder", "fused", "resizing", "diagnostics")
+)
+
+
+class Mutant(NamedTuple):
+    file: str
+    old: str
+    new: str
+    tests: str = "neurocoder"
+
+
+MUTANTS = [
+    Mutant(MEMORY, '"bri,br,bro->bio", u_BRI, sigma_BR', '"bri,br,bro->bio", u_BRI, -sigma_BR'),
+    Mutant(MEMORY, "return task + coefficient * orthogonal", "return task - coefficient * orthogonal"),
+    Mutant(MEMORY, "(gram - identity)", "(gram + identity)"),
+    Mutant(MEMORY, "        offset = n_slots - width", "        offset = 0"),
+    Mutant(MEMORY, "(max(0, slots - in_features) + ", "("),
+    Mutant(MEMORY, ".flip(-1).cumsum(-1).flip(-1)", ".cumsum(-1)"),
+    Mutant(MEMORY, "query = F.normalize(query_BHK, dim=-1)", "query = query_BHK"),
+    Mutant(MEMORY, "key = F.normalize(key_PK, dim=-1)", "key = key_PK"),
+    Mutant(MEMORY, "cosine = sharpness * cosine", "pass"),
+    Mutant(MEMORY, "torch.maximum(previous_BHP, weights_BHP)", "weights_BHP"),
+    Mutant(MEMORY, "argsort(dim=-1, stable=True)", "argsort(dim=-1, stable=True, descending=True)"),
+    Mutant(MEMORY, "order[..., :least_used]", "order[..., : least_used + 1]"),
+    Mutant(MEMORY, "(usage_BHP.amax(dim=-1, keepdim=True) - usage_BHP)", "(1 - usage_BHP)"),
+    Mutant(MEMORY, "(1 - share) * least_used_BHP", "share * least_used_BHP"),
+    Mutant(MEMORY, "(gate_B * smallest_sigma_B)", "(smallest_sigma_B)"),
+    Mutant(MEMORY, "(sigma_BR * projection_BR)", "(projection_BR)"),
+    Mutant(MEMORY, "rank / openness_P.detach().square()", "rank", "resizing"),
+    Mutant(MEMORY, "        chosen = chosen * openness_P\n", "        pass\n", "resizing"),
+    Mutant(
+        MEMORY,
+        "return raw_P + (raw_P.clamp_min(0) - raw_P).detach()",
+        "return raw_P.clamp_min(0)",
+        "resizing",
+    ),
+    Mutant(LAYER, "self.key_v(memory_v), self._rows", "self.key_v(memory_v).detach(), self._rows"),
+    Mutant(LAYER, "torch.sigmoid(parts[3]) * cell + fresh", "cell + fresh"),
+    Mutant(LAYER, "preactivation = preactivation + self.recurrent(hidden)", "pass"),
+    Mutant(LAYER, "used = pm.usage(used, weights)", "pass"),
+    Mutant(
+        LAYER,
+        "trace.residual_gate * trace.sigma[:, -1]).unsq",
+        "trace.residual_gate * trace.sigma[:, 0]).unsq",
+    ),
+    Mutant(LAYER, "self.gated = not (convex and attention_steps == 1)", "self.gated = True"),
+    Mutant(LAYER, "if slots < least_used:", "if False:"),
+    Mutant(LAYER, "return self.orthogonality * self.orthogonal_loss()", "return self.orthogonal_loss()"),
+    Mutant(LAYER, "self.openness.new_zeros(n_slots)", "self.openness.new_ones(n_slots)", "resizing"),
+    Mutant(LAYER, "memory[: self.frozen_slots].detach()", "memory[: self.frozen_slots]", "resizing"),
+    Mutant(
+        LAYER,
+        "append_rows(parameter, rows, optimizer, forget",
+        "append_rows(parameter, rows, None, forget",
+        "resizing",
+    ),
+    Mutant(RESIZING, "free = directions[rank:]", "free = directions", "resizing"),
+    Mutant(RESIZING, "lambda state: state[index]", "lambda state: state[: len(index)]", "resizing"),
+    Mutant(FUSED, "d_logits -= (flow * share / gate).unsqueeze(1)", "pass", "fused"),
+    Mutant(FUSED, "d_sigma.cumsum(0)", "d_sigma.flip(0).cumsum(0)", "fused"),
+    Mutant(FUSED, "d_gate.append(flow * (1 - gate))", "d_gate.append(flow * gate)", "fused"),
+    Mutant(FUSED, "d_sigma[-1] += d_smallest_B[rows]", "pass", "fused"),
+    Mutant(FUSED, "value=-1).mul_(inverse)", "value=-1)", "fused"),
+    Mutant(FUSED, ".addmm_(d_key_u, w.key_u_weight_KI)", "", "fused"),
+    Mutant(
+        FUSED,
+        "attention_s.view(n_slots, -1), gain_s.reshape(-1)",
+        "attention_s.view(n_slots, -1), gain_u.reshape(-1)",
+        "fused",
+    ),
+    Mutant(FUSED, "class _Scratch(threading.local)", "class _Scratch", "fused"),
+    Mutant(
+        FUSED,
+        "ctx.save_for_backward(x_BI, *weights)",
+        "ctx.save_for_backward(x_BI, *(w if w is None else w.clone() for w in weights))",
+        "fused",
+    ),
+    Mutant(DIAGNOSTICS, "mean = total / len(x_BF)", "mean = total", "diagnostics"),
+    Mutant(
+        DIAGNOSTICS,
+        "_entropy(mean / mean.sum().clamp_min(1e-12)).exp() / len(mean)",
+        "_entropy(mean / mean.sum().clamp_min(1e-12)).exp()",
+        "diagnostics",
+    ),
+]
+
+
+def main() -> int:
+    survivors = 0
+    for number, mutant in enumerate(MUTANTS, start=1):
+        text = (ROOT / mutant.file).read_text("utf-8")
+        if text.count(mutant.old) != 1:
+            print(
+                f"{number:>3}  stale     {mutant.file}: {mutant.old!r} occurs {text.count(mutant.old)} times"
+            )
+            survivors += 1
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            package = Path(folder) / "neurocoder"
+            shutil.copytree(ROOT / "src" / "neurocoder", package)
+            for room in ("agents", "envs", "policies", "runs"):
+                shutil.copytree(ROOT / room, package / room)
+            target = package / mutant.file
+            target.write_text(text.replace(mutant.old, mutant.new), "utf-8")
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-qx", f"tests/policies/test_{mutant.tests}.py"],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": folder},
+                capture_output=True,
+                text=True,
+            )
+        red = [
+            line.split("::")[-1].split(" ")[0]
+            for line in done.stdout.splitlines()
+            if line.startswith("FAILED")
+        ]
+        survivors += not red
+        print(
+            f"{number:>3}  {'red       ' + red[0] if red else 'SURVIVED'}  <-  {mutant.new!r} for {mutant.old!r}",
+            flush=True,
+        )
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
