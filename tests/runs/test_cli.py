@@ -94,7 +94,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "unknown module": (["no_such_module:X-v0"], "cannot import module 'no_such_module'"),
     "no environment": ([], "needs an environment id, e.g. neurocoder train ALE/Pong-v5"),
     "two environments": ([PONG, "CartPole-v1"], "CartPole-v1"),
-    "unknown head": ([PONG, "--head", "neurocodr"], "unknown head 'neurocodr'; did you mean 'neurocoder'?"),
+    "unknown head": ([PONG, "--head", "neurocodr"], "unknown head 'neurocodr'; did you mean 'neurocoder'"),
     "unknown core": ([PONG, "--core", "ltsm"], "unknown core 'ltsm'; did you mean 'lstm'?"),
     "unknown encoder": ([PONG, "--encoder", "natur"], "unknown encoder 'natur'; did you mean 'nature'?"),
     "unknown preset": ([PONG, "--preset", "dqn2051"], "'dqn2051'; did you mean 'dqn2015'?"),
