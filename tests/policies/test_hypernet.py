@@ -380,14 +380,6 @@ def test_copies_pickles_and_state_dicts_compute_the_same(variant):
 
 
 @VARIANTS
-def test_compiles_without_a_graph_break(variant):
-    made = head(variant)
-    x = torch.randn(2, 3, 5, dtype=torch.float64)
-    compiled = torch.compile(made, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), made(x))
-
-
-@VARIANTS
 def test_reset_draws_anew(variant):
     made = HyperNetHead(5, 4, variant=variant)
     x = torch.randn(3, 5)

@@ -171,14 +171,6 @@ def test_copies_pickles_and_state_dicts_compute_the_same():
         torch.testing.assert_close(other(x), made(x), rtol=0, atol=0)
 
 
-@BIAS
-def test_compiles_without_a_graph_break(bias):
-    made = head(bias=bias)
-    x = torch.randn(2, 3, 5, dtype=torch.float64)
-    compiled = torch.compile(made, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), made(x))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
