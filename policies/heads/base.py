@@ -97,13 +97,17 @@ class Head(nn.Module, ABC):
                 numbers["effective_rank"] = float(dx.effective_rank(mean))
         return numbers
 
-    def flatten(self, x: Tensor) -> Tensor:
-        """Return x as [B, in], after checking its last dimension."""
+    def check(self, x: Tensor) -> None:
+        """Raise :class:`HeadError` unless the last dimension of x is ``in_features``."""
         if x.shape[-1] != self.in_features:
             raise HeadError(
                 f"in_features={self.in_features}, but the input's last dimension is {x.shape[-1]} "
                 f"(shape {tuple(x.shape)})"
             )
+
+    def flatten(self, x: Tensor) -> Tensor:
+        """Return x as [B, in], after checking its last dimension."""
+        self.check(x)
         return x.reshape(-1, self.in_features)
 
 

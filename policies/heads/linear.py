@@ -22,8 +22,10 @@ class LinearHead(Head):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to y [..., out]."""
+        self.check(x)
         return self.layer(x)
 
     def program(self, x: Tensor) -> Tensor:
         """Return W for every x [..., in], as an expanded view [..., in, out]."""
+        self.check(x)
         return self.layer.weight.t().expand(*x.shape[:-1], -1, -1)

@@ -68,6 +68,7 @@ class LowRankHead(Head):
 
     def program(self, x: Tensor) -> Tensor:
         """Return U V for every x [..., in], as an expanded view [..., in, out]."""
+        self.check(x)
         return (self.u @ self.v).expand(*x.shape[:-1], -1, -1)
 
     def extra_repr(self) -> str:

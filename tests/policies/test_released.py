@@ -1,8 +1,6 @@
 """The released layer against a float64 oracle that loops, and the departures from the paper one by one."""
 
-import copy
 import math
-import pickle
 
 import numpy as np
 import pytest
@@ -362,55 +360,6 @@ def test_output_scale_multiplies_the_output_once_at_the_start(steps):
 # ------------------------------------------------------------------------------------ as any module
 
 
-@STEPS
-@RESIDUAL
-@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (0,), (2, 0)])
-def test_any_leading_dimensions(steps, residual, leading):
-    made = layer(steps, residual=residual)
-    x = torch.randn(*leading, 5, dtype=torch.float64)
-    y, trace = made.forward_with_trace(x)
-    program = made.program(x)
-    assert y.shape == (*leading, 4) and program.shape == (*leading, 5, 4)
-    n_components = max(1, steps) * 2
-    for part in trace[:3]:
-        assert part.shape == (*leading, n_components, 7) and (part >= 0).all()
-    assert trace.sigma.shape == (*leading, n_components) and trace.residual_gate.shape == leading
-    torch.testing.assert_close(y, (x.unsqueeze(-2) @ program).squeeze(-2))
-
-
-@STEPS
-def test_rows_of_a_batch_are_independent(steps):
-    made = layer(steps, residual=True)
-    x = torch.randn(4, 5, dtype=torch.float64)
-    torch.testing.assert_close(made(x), torch.stack([made(row) for row in x]))
-    spoilt = x.clone()
-    spoilt[1, 2] = math.nan
-    torch.testing.assert_close(made(spoilt)[[0, 2, 3]], made(x)[[0, 2, 3]])
-    assert made(spoilt)[1].isnan().all()
-
-
-@STEPS
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_lower_precisions(steps, dtype):
-    made = layer(steps, residual=True)
-    x = torch.randn(3, 5, dtype=torch.float64).to(dtype)
-    reference = made(x.double())
-    low = copy.deepcopy(made).to(dtype)
-    assert low(x).dtype == low.aux_loss().dtype == dtype
-    tolerance = 1e-4 if dtype == torch.float32 else 0.2
-    assert (low(x).double() - reference).norm() < tolerance * reference.norm()
-
-
-@STEPS
-def test_copies_pickles_and_state_dicts_compute_the_same(steps):
-    made, fresh = layer(steps, residual=True), layer(steps, residual=True)
-    fresh.load_state_dict(made.state_dict())
-    x = torch.randn(3, 5, dtype=torch.float64)
-    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made)), fresh):
-        torch.testing.assert_close(other(x), made(x), rtol=0, atol=0)
-        assert other.unused_parameters == made.unused_parameters
-
-
 @pytest.mark.parametrize("steps", [0, 2])
 def test_diagnostics_are_finite(steps):
     numbers = layer(steps).diagnostics(torch.randn(3, 5, dtype=torch.float64))
@@ -441,8 +390,3 @@ def test_values_that_cannot_be_used_are_named(options, message):
 
 def test_least_used_slots_do_not_matter_in_one_read():
     assert ReleasedNeurocoderLinear(4, 3, slots=2, least_used=5)(torch.zeros(4)).shape == (3,)
-
-
-def test_a_wrong_feature_size_is_named():
-    with pytest.raises(HeadError, match=r"in_features=5, .* is 6"):
-        layer()(torch.zeros(2, 6, dtype=torch.float64))
