@@ -66,6 +66,10 @@ class A3CConfig:
     """Gradients longer than this are scaled down to it; 0 switches clipping off."""
     reward_clip: float = 1.0
     """Rewards are cut to ± this for learning only; 0 keeps them as they are."""
+    sync: bool = False
+    """All workers wait for each other and share one update (A2C) instead of one each (A3C)."""
+    vtrace: bool = False
+    """Learn at the newest parameters, with V-trace's correction for having acted with older ones."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "envs_per_worker", "n_steps"):

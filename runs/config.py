@@ -24,6 +24,26 @@ from neurocoder.policies import PolicyConfig
 
 AGENTS = ("a3c",)
 PRECISIONS = ("auto", "fp32", "bf16")
+VECTORIZATIONS = ("native", "sync")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationConfig:
+    """How an agent is scored while it trains, in a process of its own."""
+
+    every: int = 500_000
+    """Agent steps between two evaluations; each is of a checkpoint. 0 switches them off."""
+    episodes: int = 10
+    """Whole games of one evaluation."""
+    deterministic: bool = False
+    """Take the most probable action instead of sampling."""
+    stuck_after: int = 4_500
+    """Agent steps without a reward or a lost life after which a game is cut, and reported as stuck; 0: never."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "stuck_after"):
+            require(getattr(self, name) >= 0, f"evaluation.{name}", getattr(self, name), ">= 0")
+        require(self.episodes >= 1, "evaluation.episodes", self.episodes, ">= 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +64,16 @@ class TrainConfig:
     """Agent steps between two checkpoints; one is always written at the end."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept, besides the best."""
+    milestone_every: int = 1_000_000
+    """Checkpoints at multiples of this many agent steps (the first at or after each) are kept for ever; 0: none."""
+    vectorization: str = "native"
+    """native: ale-py's vector environment, the fast way; sync: Gymnasium's wrappers, one game after the other,
+    slower, but a resumed run goes on in the very game. Environments other than Atari are always sync."""
+    max_restarts: int = 3
+    """How many dead or hung workers are replaced before the run fails."""
+    worker_timeout: float = 10.0
+    """Seconds without a sign of life after which a worker counts as hung."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     a3c: A3CConfig = field(default_factory=A3CConfig)
     protocol: AtariProtocol | None = None
@@ -51,8 +81,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self.agent in AGENTS, "agent", self.agent, f"one of {AGENTS}")
         require(self.precision in PRECISIONS, "precision", self.precision, f"one of {PRECISIONS}")
+        require(
+            self.vectorization in VECTORIZATIONS,
+            "vectorization",
+            self.vectorization,
+            f"one of {VECTORIZATIONS}",
+        )
         for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        for name in ("milestone_every", "max_restarts"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
+        require(self.worker_timeout > 0, "worker_timeout", self.worker_timeout, "> 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
 
 
