@@ -1,8 +1,9 @@
 """A3C: asynchronous advantage actor-critic (Mnih et al. 2016, arXiv 1602.01783, algorithm S3).
 
-Every worker plays its own batch of games with its own copy of the network, computes one gradient from
-`n_steps` steps of each game, and applies it to the shared network without waiting for the others
-(``neurocoder.agents.hogwild`` holds the processes and the shared memory). What differs from the paper:
+Every worker plays its own batch of games with its own copy of the network (``agents.rollout``), computes one
+gradient from `n_steps` steps of each game, and applies it to the shared network without waiting for the
+others (``agents.hogwild`` holds the shared memory, ``agents.worker`` and ``agents.supervisor`` the processes).
+What differs from the paper:
 
 * a worker steps `envs_per_worker` games as one batch (the paper: one game);
 * advantages are generalised (Schulman et al. 2016, eq. 16; gae_lambda = 1 is the paper's n-step return);
@@ -10,7 +11,10 @@ Every worker plays its own batch of games with its own copy of the network, comp
 * losses are means over the batch, not sums;
 * heads may carry an auxiliary loss (Neurocoder: the orthogonality of its program memory).
 
-Read on: config, the equations as pure functions, the rollout, the update.
+Two relatives share this file's equations: ``sync`` lets all workers share one update (A2C), and ``vtrace``
+corrects for the lag between acting and learning.
+
+Read on: config, the equations as pure functions, the loss.
 
     neurocoder train ALE/Breakout-v5 --steps 1000000
 
@@ -18,23 +22,15 @@ Shape suffixes: T time (n_steps), B batch (games of one worker).
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
-import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor
 
-from neurocoder.errors import NeurocoderError, require
-from neurocoder.policies import Policy, State, to_env_action
-
-
-class NonFiniteLossError(NeurocoderError):
-    """Raised when a loss, a gradient (before it reaches the shared network) or an output is not finite."""
-
-    exit_code = 1
+from neurocoder.agents.rollout import NonFiniteLossError, Rollout
+from neurocoder.agents.vtrace import vtrace
+from neurocoder.errors import require
+from neurocoder.policies import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +62,23 @@ class A3CConfig:
     """Gradients longer than this are scaled down to it; 0 switches clipping off."""
     reward_clip: float = 1.0
     """Rewards are cut to ± this for learning only; 0 keeps them as they are."""
+    env_groups: int = 1
+    """Groups that a worker's games are split into; 2 keep the emulators busy while the network works on the
+    other group, where processors are to spare for them (see `neurocoder bench a3c`)."""
     sync: bool = False
     """All workers wait for each other and share one update (A2C) instead of one each (A3C)."""
     vtrace: bool = False
     """Learn at the newest parameters, with V-trace's correction for having acted with older ones."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "envs_per_worker", "n_steps"):
+        for name in ("workers", "envs_per_worker", "n_steps", "env_groups"):
             require(getattr(self, name) >= 1, f"a3c.{name}", getattr(self, name), ">= 1")
+        require(
+            self.envs_per_worker % self.env_groups == 0,
+            "a3c.env_groups",
+            self.env_groups,
+            f"a divisor of envs_per_worker={self.envs_per_worker}",
+        )
         for name in ("learning_rate", "optimizer_eps"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"a3c.{name}", value, "finite and > 0")
@@ -141,120 +146,32 @@ def learning_rate(config: A3CConfig, agent_steps: int, total_steps: int) -> floa
     return config.learning_rate * max(0.0, 1 - agent_steps / total_steps)
 
 
-# ----------------------------------------------------------------------------------------- rollout
-
-
-class Episode(NamedTuple):
-    """A whole episode that ended: raw return and length in agent steps."""
-
-    raw_return: float
-    length: int
-
-
-@dataclass(slots=True)
-class Rollout:
-    """`n_steps` steps of one worker's games, as they were played.
-
-    ======================= ======== ==================================================================
-    observation             T, B, …  what the policy saw
-    episode_start           T, B     bool: the first observation of a (training) episode
-    action                  T, B, …  as the distribution drew it
-    reward                  T, B     raw
-    terminated, truncated   T, B     bool, never both
-    truncation_value        T, B     V of the last observation where truncated, else 0
-    bootstrap_value         B        V of the observation after the last step
-    initial_state           B, …     recurrent state before the first step
-    ======================= ======== ==================================================================
-    """
-
-    observation: Tensor
-    episode_start: Tensor
-    action: Tensor
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    truncation_value: Tensor
-    bootstrap_value: Tensor
-    initial_state: State
-    episodes: list[Episode] = field(default_factory=list)
-
-    def next_value(self, value_TB: Tensor) -> Tensor:
-        """Return V of the state that each step led to, [T, B], given V of the states themselves."""
-        following = torch.cat((value_TB[1:], self.bootstrap_value[None]))
-        return torch.where(self.truncated, self.truncation_value, following)
-
-
-def rollouts(
-    policy: Policy,
-    envs: gym.vector.VectorEnv,
-    config: A3CConfig,
-    seeds: list[int],
-    generator: torch.Generator,
-) -> Iterator[Rollout]:
-    """Play for ever, yielding `n_steps` of every game at a time.
-
-    Between two yields the consumer may change `policy` in place. `seeds` start the games, one each;
-    `generator` draws the actions.
-    """
-    device = next(policy.parameters()).device
-    n_envs = envs.num_envs
-    space = envs.single_action_space
-
-    observation, _ = envs.reset(seed=seeds)  # type: ignore[arg-type]  # one per game
-    state = policy.initial_state(n_envs)
-    start = torch.ones(n_envs, dtype=torch.bool)
-    while True:
-        initial_state = state
-        steps: list[tuple[Tensor, ...]] = []
-        episodes: list[Episode] = []
-        with torch.no_grad():
-            for _ in range(config.n_steps):
-                seen = torch.as_tensor(observation)
-                logits, state = policy.act(seen.to(device), state, start.to(device))
-                if not logits.isfinite().all():
-                    raise NonFiniteLossError("the policy's outputs are not finite")
-                action = policy.distribution(logits).sample(generator).cpu()
-                observation, reward, terminated_np, truncated_np, info = envs.step(
-                    to_env_action(space, action)
-                )
-                terminated = torch.from_numpy(terminated_np)
-                truncated = torch.from_numpy(truncated_np & ~terminated_np)
-                last_value = torch.zeros(n_envs)
-                if truncated.any():
-                    final = torch.as_tensor(info["final_obs"]).to(device)
-                    goes_on = torch.zeros(n_envs, dtype=torch.bool, device=device)
-                    value = policy(final, state, goes_on)[0].value.float().cpu()
-                    last_value[truncated] = value[truncated]
-                reward = torch.as_tensor(reward, dtype=torch.float32)
-                steps.append((seen, start, action, reward, terminated, truncated, last_value))
-                episodes += [
-                    Episode(float(info["episode"]["r"][i]), int(info["episode"]["l"][i]))
-                    for i in np.flatnonzero(info["_episode"])
-                ]
-                start = terminated | truncated
-            seen = torch.as_tensor(observation).to(device)
-            bootstrap = policy(seen, state, start.to(device))[0].value.float().cpu()
-        columns = (torch.stack(column) for column in zip(*steps, strict=True))
-        yield Rollout(*columns, bootstrap, initial_state, episodes)  # type: ignore[call-arg, arg-type]
-
-
-# ------------------------------------------------------------------------------------------ update
+# -------------------------------------------------------------------------------------------- loss
 
 
 def loss_and_metrics(policy: Policy, rollout: Rollout, config: A3CConfig) -> tuple[Tensor, dict[str, float]]:
-    """Return the scalar loss of `rollout` under `policy`, with its graph, and the parts as numbers."""
+    """Return the scalar loss of `rollout` under `policy`, with its graph, and the parts as numbers.
+
+    Without `config.vtrace`, `policy` must have the parameters that acted: what the rollout's tape kept of the
+    acting pass is not computed again.
+    """
     device = next(policy.parameters()).device
     output, features, auxiliary = policy.evaluate(
-        rollout.observation.to(device), rollout.initial_state, rollout.episode_start.to(device)
+        rollout.observation.to(device),
+        rollout.initial_state,
+        rollout.episode_start.to(device),
+        None if config.vtrace else rollout.tape,
     )
     value_TB = output.value.float()
     distribution = policy.distribution(output.logits)
+    log_prob_TB = distribution.log_prob(rollout.action.to(device))
 
     reward_TB = rollout.reward
     if config.reward_clip:
         reward_TB = reward_TB.clamp(-config.reward_clip, config.reward_clip)
     known_value_TB = value_TB.detach().cpu()
-    advantage_TB = generalized_advantage(
+    known_log_ratio_TB = log_prob_TB.detach().float().cpu() - rollout.log_prob
+    course = (
         reward_TB,
         known_value_TB,
         rollout.next_value(known_value_TB),
@@ -263,12 +180,14 @@ def loss_and_metrics(policy: Policy, rollout: Rollout, config: A3CConfig) -> tup
         config.gamma,
         config.gae_lambda,
     )
-    target_TB = (advantage_TB + known_value_TB).to(device)
+    if config.vtrace:
+        advantage_TB, target_TB = vtrace(known_log_ratio_TB, *course)
+    else:
+        advantage_TB = generalized_advantage(*course)
+        target_TB = advantage_TB + known_value_TB
 
-    policy_part = policy_gradient_loss(
-        distribution.log_prob(rollout.action.to(device)), advantage_TB.to(device)
-    )
-    value_part = value_loss(value_TB, target_TB)
+    policy_part = policy_gradient_loss(log_prob_TB, advantage_TB.to(device))
+    value_part = value_loss(value_TB, target_TB.to(device))
     entropy = distribution.entropy().mean()
     loss = (
         policy_part + config.value_coefficient * value_part - config.entropy_coefficient * entropy + auxiliary
@@ -280,6 +199,7 @@ def loss_and_metrics(policy: Policy, rollout: Rollout, config: A3CConfig) -> tup
         "entropy": entropy.item(),
         "aux_loss": auxiliary.item(),
         "value": float(known_value_TB.mean()),
+        "off_policy": float(known_log_ratio_TB.abs().mean()),
         **policy.diagnostics(features[-1]),  # one step: enough for a curve, a fraction of the cost
     }
     if not math.isfinite(metrics["loss"]):

@@ -8,42 +8,18 @@ A3C implementations on torch ≥ 2.
 """
 
 import math
-import os
-import signal
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from neurocoder.agents.a3c import (
-    A3CConfig,
-    Episode,
-    NonFiniteLossError,
-    learning_rate,
-    loss_and_metrics,
-    rollouts,
-)
+from neurocoder.agents.a3c import A3CConfig
+from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.errors import NeurocoderError
-from neurocoder.policies import Policy, PolicyConfig
+from neurocoder.policies import Policy
 
 ALIGNMENT = 16
 """Parameters start at multiples of this many floats (64 bytes) in the vector: one cache line, one AVX-512 load."""
-
-
-class WorkerError(NeurocoderError):
-    """Raised when a worker died or failed; names it, its exit code and what it said."""
-
-    exit_code = 1
 
 
 def layout(module: nn.Module) -> tuple[list[slice], int]:
@@ -89,14 +65,16 @@ def clip_gradient_(gradient: Tensor, max_norm: float) -> float:
 
 
 class SharedModel:
-    """What all workers read and write: parameters, optimiser statistics, the count of agent steps."""
+    """What all workers read and write: parameters and optimiser statistics."""
 
     def __init__(self, policy: nn.Module, config: A3CConfig) -> None:
         self.values = FlatParameters(policy).values.clone().share_memory_()
         names = ("exp_avg", "exp_avg_sq") if config.optimizer == "adam" else ("square_avg",)
         self.statistics = {name: torch.zeros_like(self.values).share_memory_() for name in names}
         self.updates = torch.zeros((), dtype=torch.float32).share_memory_()  # the optimiser's own `step`
-        self.agent_steps = torch.zeros((), dtype=torch.int64).share_memory_()
+        rows = config.workers if config.sync else 0
+        self.gradients = torch.zeros(rows, self.values.numel()).share_memory_()
+        """One gradient per worker, where they share one update (A2C)."""
 
     def optimizer(self, config: A3CConfig) -> torch.optim.Optimizer:
         """Return an optimiser on the shared vector whose statistics are the shared ones."""
@@ -139,6 +117,7 @@ class LocalCopy:
     """
 
     def __init__(self, module: nn.Module, shared: SharedModel, config: A3CConfig) -> None:
+        self.module = module
         self._flat = FlatParameters(module)
         self._shared = shared
         self._max_grad_norm = config.max_grad_norm
@@ -160,200 +139,99 @@ class LocalCopy:
         norm = clip_gradient_(self._flat.gradient, self._max_grad_norm)
         if not math.isfinite(norm):
             raise NonFiniteLossError(f"gradient norm {norm}; the update was not applied")
-        (group,) = self._optimizer.param_groups
-        group["lr"] = learning_rate
-        (target,) = group["params"]
-        target.grad = self._flat.gradient.to(target.device)
-        self._optimizer.step()
+        step(self._optimizer, self._flat.gradient, learning_rate)
+        return norm
+
+    def deliver(self, gradient: Tensor) -> None:
+        """Copy the module's gradient into `gradient`, for an update that all workers share."""
+        gradient.copy_(self._flat.gradient)
+
+
+def step(optimizer: torch.optim.Optimizer, gradient: Tensor, learning_rate: float) -> None:
+    """Let an optimiser of :meth:`SharedModel.optimizer` take one step along `gradient`."""
+    (group,) = optimizer.param_groups
+    group["lr"] = learning_rate
+    (target,) = group["params"]
+    target.grad = gradient.to(target.device)
+    optimizer.step()
+
+
+class SharedUpdate:
+    """The one update that all workers of A2C share: the mean of their gradients."""
+
+    def __init__(self, shared: SharedModel, config: A3CConfig) -> None:
+        self._shared = shared
+        self._max_grad_norm = config.max_grad_norm
+        self._optimizer = shared.optimizer(config)
+
+    def apply(self, learning_rate: float) -> float:
+        """Apply the mean of the delivered gradients, clipped; return the norm it had.
+
+        Raises
+        ------
+        NonFiniteLossError
+            It is not finite; it was not applied.
+        """
+        gradient = self._shared.gradients.mean(0)
+        norm = clip_gradient_(gradient, self._max_grad_norm)
+        if not math.isfinite(norm):
+            raise NonFiniteLossError(f"gradient norm {norm}; the update was not applied")
+        step(self._optimizer, gradient, learning_rate)
         return norm
 
 
-# ------------------------------------------------------------------------------------------ worker
+class Board:
+    """What workers and supervisor tell each other, in shared memory and without locks.
 
-
-@dataclass(frozen=True, slots=True)
-class TrainSpec:
-    """What a worker needs to know. `make_envs(num_envs)` must be picklable."""
-
-    make_envs: Callable[[int], gym.vector.VectorEnv]
-    observation_space: gym.Space
-    action_space: gym.Space
-    policy: PolicyConfig
-    a3c: A3CConfig
-    total_steps: int
-    seed: int
-    device: str = "cpu"
-    precision: str = "fp32"
-    checkpoint_every: int = 0
-    resumed_at: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One update of one worker. `agent_steps` is the run's count after it."""
-
-    worker: int
-    agent_steps: int
-    metrics: dict[str, float]
-    episodes: list[Episode]
-    checkpoint: bool = False
-    """The worker waits, until the next record is asked for: the shared model holds still (one worker) and
-    can be saved."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    kind: str
-    text: str
-
-
-@dataclass(slots=True)
-class _Control:
-    """What parent and workers share besides the model."""
-
-    model: SharedModel
-    step_lock: Any
-    stop: Any
-    parent: int = field(default_factory=os.getpid)
-
-    def claim(self, n_steps: int, total: int) -> int:
-        """Reserve `n_steps` agent steps; return the count after them, or 0 when the run is over."""
-        with self.step_lock:
-            if self.stop.is_set() or int(self.model.agent_steps) >= total or os.getppid() != self.parent:
-                return 0
-            self.model.agent_steps += n_steps
-            return int(self.model.agent_steps)
-
-
-def worker_seeds(seed: int, worker: int, n_envs: int, resumed_at: int = 0) -> tuple[int, list[int]]:
-    """Return a worker's seed for actions and one seed per game, from one tree over the whole run."""
-    sequence = np.random.SeedSequence(entropy=seed, spawn_key=(worker, resumed_at))
-    words = sequence.generate_state(n_envs + 1, np.uint32) >> 1  # the emulator takes 31 bits
-    return int(words[0]), [int(word) for word in words[1:]]
-
-
-def _work(index: int, spec: TrainSpec, control: _Control, connection: Connection) -> None:
-    """Body of a worker process."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole group; the parent decides
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    try:
-        for record in _updates(index, spec, control):
-            connection.send(record)
-            if record.checkpoint:
-                connection.recv()  # until the parent has saved
-        connection.send(None)
-    except (BrokenPipeError, EOFError, ConnectionResetError):
-        pass  # the parent is gone
-    except NonFiniteLossError as error:
-        where = f"worker {index} at {int(control.model.agent_steps):,} agent steps"
-        connection.send(_Failure("nan", f"{where}: {error}"))
-    except Exception:  # whatever it is, the parent reports it
-        connection.send(_Failure("error", traceback.format_exc()))
-
-
-def _updates(index: int, spec: TrainSpec, control: _Control) -> Iterator[Record]:
-    """Play and learn until the run's steps are used up; one record per update."""
-    config, model = spec.a3c, control.model
-    action_seed, env_seeds = worker_seeds(spec.seed, index, config.envs_per_worker, spec.resumed_at)
-    torch.manual_seed(action_seed)
-    device = torch.device(spec.device)
-    generator = torch.Generator(device).manual_seed(action_seed)
-    policy = Policy(spec.observation_space, spec.action_space, spec.policy).to(device)
-    local = LocalCopy(policy, model, config)
-    envs = spec.make_envs(config.envs_per_worker)
-    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16")
-    stream = rollouts(policy, envs, config, env_seeds, generator)
-    try:
-        while agent_steps := control.claim(config.steps_per_rollout, spec.total_steps):
-            local.pull()
-            with bf16:
-                rollout = next(stream)
-                loss, metrics = loss_and_metrics(policy, rollout, config)
-            loss.backward()
-            rate = learning_rate(config, agent_steps, spec.total_steps)
-            norm = local.push(rate)
-            every = spec.checkpoint_every
-            crossed = every and agent_steps // every > (agent_steps - config.steps_per_rollout) // every
-            yield Record(
-                worker=index,
-                agent_steps=agent_steps,
-                metrics={**metrics, "grad_norm": norm, "learning_rate": rate},
-                episodes=rollout.episodes,
-                checkpoint=bool(crossed),
-            )
-    finally:
-        envs.close()
-
-
-# ------------------------------------------------------------------------------------------ parent
-
-
-def train(spec: TrainSpec, model: SharedModel, stop: threading.Event) -> Iterator[Record]:
-    """Run all workers until `spec.total_steps`, yielding their records as they come.
-
-    Setting `stop` ends the run after the updates in progress. The model may be saved whenever a record with
-    ``checkpoint`` is in the consumer's hands, and after the iteration has ended. Leaving the generator early
-    (an exception, ``close()``) ends all processes.
-
-    Raises
-    ------
-    NonFiniteLossError
-        A worker met a NaN; the shared model is as it was before.
-    WorkerError
-        A worker failed or died; the message names it and its exit code.
+    A process that is killed while it holds a lock stops all others; here every number has one writer, so
+    nobody ever waits.
     """
-    context = mp.get_context("spawn")
-    stop_workers = context.Event()
-    control = _Control(model, context.Lock(), stop_workers)
-    processes: list[BaseProcess] = []
-    connections: dict[Connection, int] = {}
-    try:
-        for index in range(spec.a3c.workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_work, args=(index, spec, control, theirs), name=f"worker-{index}", daemon=True
-            )
-            process.start()
-            theirs.close()  # ours now ends with EOF when the worker dies
-            processes.append(process)
-            connections[ours] = index
-        while connections:
-            if stop.is_set():
-                stop_workers.set()
-            for connection in wait(list(connections), timeout=0.2):
-                assert isinstance(connection, Connection)
-                index = connections[connection]
-                try:
-                    message = connection.recv()
-                except (EOFError, ConnectionResetError):
-                    processes[index].join(5)
-                    code = processes[index].exitcode
-                    raise WorkerError(
-                        f"worker {index} died (exit code {code}) at {int(model.agent_steps):,} agent steps"
-                    ) from None
-                if message is None:
-                    del connections[connection]
-                elif isinstance(message, _Failure):
-                    if message.kind == "nan":
-                        raise NonFiniteLossError(message.text)
-                    raise WorkerError(f"worker {index} failed:\n{message.text}")
-                else:
-                    yield message
-                    if message.checkpoint:
-                        connection.send(True)
-    finally:
-        stop_workers.set()
-        for connection in connections:
-            connection.close()  # whoever waits for an answer gets none
-        _end(processes)
 
+    def __init__(self, workers: int, agent_steps: int = 0, checkpoint_at: int = 0) -> None:
+        self._before = agent_steps
+        self.steps = torch.zeros(workers, dtype=torch.int64).share_memory_()  # in updates that were applied
+        self.updates = torch.zeros(workers, dtype=torch.int64).share_memory_()
+        self.beats = torch.zeros(workers, dtype=torch.float64).share_memory_()  # monotonic seconds
+        self.pushing = torch.zeros(workers, dtype=torch.int64).share_memory_()
+        self._orders = torch.tensor([0, 0, checkpoint_at]).share_memory_()
 
-def _end(processes: list[BaseProcess], patience: float = 10.0) -> None:
-    """Wait for processes that were told to stop; end those that do not."""
-    deadline = time.monotonic() + patience
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-            process.join()
+    @property
+    def agent_steps(self) -> int:
+        """The run's agent steps so far."""
+        return self._before + int(self.steps.sum())
+
+    def beat(self, worker: int) -> None:
+        """Give a sign of life."""
+        self.beats[worker] = time.monotonic()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether workers are to end after the update in progress."""
+        return bool(self._orders[0])
+
+    @stopping.setter
+    def stopping(self, value: bool) -> None:
+        self._orders[0] = value
+
+    @property
+    def pausing(self) -> bool:
+        """Whether workers are to wait after the update in progress, so that the model can be saved."""
+        return bool(self._orders[1])
+
+    @pausing.setter
+    def pausing(self, value: bool) -> None:
+        self._orders[1] = value
+
+    @property
+    def checkpoint_at(self) -> int:
+        """The agent steps at which whoever reaches them asks all for a pause; 0: never."""
+        return int(self._orders[2])
+
+    @checkpoint_at.setter
+    def checkpoint_at(self, value: int) -> None:
+        self._orders[2] = value
+
+    def pause_if_due(self) -> None:
+        """Ask all for a pause if the agent steps of the next checkpoint are reached."""
+        if 0 < self.checkpoint_at <= self.agent_steps:
+            self.pausing = True

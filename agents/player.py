@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurocoder.agents.a3c import Episode
 from neurocoder.policies import Policy, PolicyOutput, PolicyTrace, to_env_action
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of all games: what was seen, what the policy said and did, what came of it."""
+    """One step of all games: what was seen, what the policy said and did, what came of it.
+
+    Games that are `stuck` [num_envs] are cut after this step: the next one is the first of a new game.
+    """
 
     observation: np.ndarray
     output: PolicyOutput
@@ -24,7 +26,32 @@ class Step:
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
+    stuck: np.ndarray
     info: dict[str, Any]
+
+
+class StuckGames:
+    """Says which games stand still: `limit` agent steps without a reward other than 0 or a lost life.
+
+    ``info["lives"]`` is looked at where there is one. With limit 0 no game ever counts as stuck.
+    """
+
+    def __init__(self, num_envs: int, limit: int) -> None:
+        self.limit = limit
+        self._idle = np.zeros(num_envs, dtype=np.int64)
+        self._lives = np.zeros(num_envs, dtype=np.int64)
+
+    def __call__(self, reward: np.ndarray, ended: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        """Return bool [num_envs] after a step with `reward` that `ended` some episodes; those count anew."""
+        lives = np.asarray(info.get("lives", self._lives))
+        active = (reward != 0) | (lives < self._lives) | ended
+        self._lives = lives.copy()
+        self._idle = np.where(active, 0, self._idle + 1)
+        if not self.limit:
+            return np.zeros_like(active)
+        stuck = self._idle >= self.limit
+        self._idle[stuck] = 0
+        return stuck
 
 
 class Player:
@@ -36,11 +63,16 @@ class Player:
         self.device = next(policy.parameters()).device
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
-    def play(self, envs: gym.vector.VectorEnv, seeds: list[int]) -> Iterator[Step]:
-        """Play for ever from games started with `seeds` (one per game), yielding every step."""
+    def play(self, envs: gym.vector.VectorEnv, seeds: list[int], *, stuck_after: int = 0) -> Iterator[Step]:
+        """Play for ever from games started with `seeds` (one per game), yielding every step.
+
+        A game that stands still for `stuck_after` agent steps (see :class:`StuckGames`) is cut and the next
+        one begins.
+        """
         observation, _ = envs.reset(seed=seeds)  # type: ignore[arg-type]  # one per game
         state = self.policy.initial_state(envs.num_envs)
         start = torch.ones(envs.num_envs, dtype=torch.bool)
+        stuck_games = StuckGames(envs.num_envs, stuck_after)
         while True:
             with torch.no_grad():
                 seen = torch.as_tensor(observation).to(self.device)
@@ -50,28 +82,54 @@ class Player:
             following, reward, terminated, truncated, info = envs.step(
                 to_env_action(envs.single_action_space, action)
             )
-            yield Step(observation, output, trace, action, reward, terminated, truncated, info)
+            stuck = stuck_games(reward, terminated | truncated, info)
+            yield Step(observation, output, trace, action, reward, terminated, truncated, stuck, info)
             observation = following
-            start = torch.from_numpy(terminated | truncated)
+            if stuck.any():  # the other games go on where they are
+                observation, _ = envs.reset(options={"reset_mask": stuck})
+            start = torch.from_numpy(terminated | truncated | stuck)
 
 
-def evaluate(player: Player, envs: gym.vector.VectorEnv, episodes: int, seed: int) -> list[Episode]:
+@dataclass(frozen=True, slots=True)
+class EvaluatedEpisode:
+    """A whole game: raw return, length in agent steps, and what cut it short, if anything did."""
+
+    raw_return: float
+    length: int
+    stuck: bool
+    """Cut because it stood still."""
+    truncated: bool
+    """Cut at the frame cap (Atari) or the environment's time limit."""
+
+
+def evaluate(
+    player: Player, envs: gym.vector.VectorEnv, episodes: int, seed: int, *, stuck_after: int = 0
+) -> list[EvaluatedEpisode]:
     """Return `episodes` whole episodes with raw returns, in the order of their seeds.
 
     Every game of the batch plays the same number of episodes (the last round may be partial), so that short
-    episodes are not favoured.
+    episodes are not favoured. A game in which nothing happens for `stuck_after` agent steps (0: however
+    long) is cut there and counts with what it has.
     """
     n_envs = envs.num_envs
     quota = np.full(n_envs, episodes // n_envs)
     quota[: episodes % n_envs] += 1
     seeds = np.random.SeedSequence(seed).generate_state(n_envs, np.uint32) >> 1
-    played: list[list[Episode]] = [[] for _ in range(n_envs)]
-    for step in player.play(envs, [int(s) for s in seeds]):
-        ended = step.info["_episode"]
+    played: list[list[EvaluatedEpisode]] = [[] for _ in range(n_envs)]
+    raw_return = np.zeros(n_envs)
+    length = np.zeros(n_envs, dtype=np.int64)
+    for step in player.play(envs, [int(s) for s in seeds], stuck_after=stuck_after):
+        raw_return += step.reward
+        length += 1
+        ended = step.info["_episode"] | step.stuck
         for row in np.flatnonzero(ended):
             if len(played[row]) < quota[row]:
-                result = step.info["episode"]
-                played[row].append(Episode(float(result["r"][row]), int(result["l"][row])))
+                cut = bool(step.truncated[row] and not step.terminated[row])
+                played[row].append(
+                    EvaluatedEpisode(float(raw_return[row]), int(length[row]), bool(step.stuck[row]), cut)
+                )
+        raw_return[ended] = 0
+        length[ended] = 0
         if all(len(games) == n for games, n in zip(played, quota, strict=True)):
             break
     return [games[i] for i in range(int(quota.max())) for games in played if i < len(games)]

@@ -1,10 +1,29 @@
-"""What every child process of a training run does."""
+"""The child processes of a training run: how they start, and that none outlives its parent."""
 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from multiprocessing.connection import wait
+from typing import Any
+
+import torch.multiprocessing
+
+PRELOADED = "neurocoder.agents.worker"
+
+
+def child_context() -> Any:
+    """Return the multiprocessing context of all child processes; never plain ``fork``, which hangs with torch.
+
+    On Linux children are forked from a server process that has imported torch and nothing else, so that a
+    worker starts, or is replaced, at once and shares the libraries' memory; elsewhere they are spawned.
+    """
+    if not sys.platform.startswith("linux"):
+        return torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOADED])
+    return context
 
 
 def exit_with_parent() -> None:

@@ -1,16 +1,32 @@
 """Environments: Atari under a recorded protocol, and any installed Gymnasium id, as batches."""
 
-from neurocoder.envs.atari import PROTOCOLS, AtariEnvs, AtariProtocol, get_protocol, make_atari
+from neurocoder.envs.atari import (
+    ENGINES,
+    NATIVE_DIFFERENCES,
+    PROTOCOLS,
+    AtariEnvs,
+    AtariProtocol,
+    get_protocol,
+    make_atari,
+)
 from neurocoder.envs.registry import EnvError, env_ids, env_spec, is_atari
-from neurocoder.envs.vector import make_vec
+from neurocoder.envs.replayable import GameState, ReplayableEnvs, SeededEpisodes, episode_seed
+from neurocoder.envs.vector import EpisodeRecorder, make_vec
 
 __all__ = [
+    "ENGINES",
+    "NATIVE_DIFFERENCES",
     "PROTOCOLS",
     "AtariEnvs",
     "AtariProtocol",
     "EnvError",
+    "EpisodeRecorder",
+    "GameState",
+    "ReplayableEnvs",
+    "SeededEpisodes",
     "env_ids",
     "env_spec",
+    "episode_seed",
     "get_protocol",
     "is_atari",
     "make_atari",

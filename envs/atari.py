@@ -1,7 +1,8 @@
 """Atari 2600 games under a protocol that is data: frozen, hashed, stored with every score.
 
 The fast path is ale-py's native vector environment, which emulates, skips, pools, resizes and stacks in C++.
-What it does differently from the usual wrappers is part of the recorded protocol (``NATIVE_DIFFERENCES``).
+What it does differently from the usual wrappers is part of the recorded protocol (``NATIVE_DIFFERENCES``),
+and so is the engine itself: a score under Gymnasium's wrappers has another hash.
 """
 
 import hashlib
@@ -18,6 +19,9 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 from neurocoder.envs.registry import EnvError, env_spec, is_atari
 from neurocoder.errors import lookup, require
+
+ENGINES = {"native": "ale-native-vector", "sync": "gymnasium-wrappers"}
+"""What plays the games in each form of vectorization, as it is recorded with a score."""
 
 NATIVE_DIFFERENCES = (
     "no-op starts are drawn from 0..noop_max-1 (wrappers: 1..noop_max)",
@@ -64,18 +68,24 @@ class AtariProtocol:
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits over all fields but the name: equal hashes, comparable scores."""
+        """Twelve hex digits over all fields but the name: equal hashes, comparable scores (native engine)."""
+        return self.hash_on(ENGINES["native"])
+
+    def hash_on(self, engine: str) -> str:
+        """Return the hash of scores under this protocol on `engine`, one of the values of ``ENGINES``."""
+        require(engine in ENGINES.values(), "engine", engine, f"one of {tuple(ENGINES.values())}")
         fields = {key: value for key, value in asdict(self).items() if key != "name"}
-        text = json.dumps({"engine": "ale-native-vector", **fields}, sort_keys=True)
+        text = json.dumps({"engine": engine, **fields}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def describe(self) -> str:
-        """Return one line for people."""
+    def describe(self, engine: str = ENGINES["native"]) -> str:
+        """Return one line for people, with the hash of scores on `engine`."""
         actions = "all 18 actions" if self.full_action_space else "minimal actions"
         lives = ", life loss ends training episodes" if self.life_loss_ends_episode else ""
         return (
-            f"{self.name} [{self.hash}]: sticky {self.sticky}, skip {self.frame_skip}, no-ops {self.noop_max}, "
-            f"{actions}, {self.screen_size}×{self.screen_size}×{self.stack}{lives}, cap {self.max_frames} frames"
+            f"{self.name} [{self.hash_on(engine)}]: sticky {self.sticky}, skip {self.frame_skip}, "
+            f"no-ops {self.noop_max}, {actions}, {self.screen_size}×{self.screen_size}×{self.stack}{lives}, "
+            f"cap {self.max_frames} frames"
         )
 
 
@@ -144,7 +154,13 @@ class AtariEnvs(gym.vector.VectorEnv):
     own keys, ``info["game_over"]`` [num_envs] says which *games* ended: with ``life_loss_ends_episode`` a
     lost life sets ``terminated`` while the game goes on, and ``info["final_obs"]`` rows are only valid where
     ``info["_final_obs"]`` is set (ale-py leaves the others uninitialised).
+
+    Between :meth:`step_async` and :meth:`step_wait` the emulators run in threads of their own: a learner with
+    two groups of games computes for one while the other plays.
     """
+
+    exactly_resumable = False
+    """ale-py's vector environment has no way to read or to set the state of its emulators."""
 
     def __init__(self, env_id: str, protocol: AtariProtocol, num_envs: int, num_threads: int = 1) -> None:
         spec = env_spec(env_id)
@@ -185,11 +201,14 @@ class AtariEnvs(gym.vector.VectorEnv):
             self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
         self._frames = np.zeros(num_envs, dtype=np.int64)
+        self._pending = False
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start all games anew; `seed` is one integer (consecutive seeds) or one per game."""
+        if self._pending:  # ale-py would return the step's results for the reset's
+            raise gym.error.AlreadyPendingCallError("reset() between step_async() and step_wait()", "step")
         seeds = np.asarray(seed, dtype=np.int64) if isinstance(seed, Sequence) else seed
         observation, info = self.native.reset(seed=seeds, options=options)
         self._frames = info["episode_frame_number"].astype(np.int64)
@@ -199,7 +218,22 @@ class AtariEnvs(gym.vector.VectorEnv):
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Advance all games by one agent step; rewards are raw, float64."""
-        observation, reward, terminated, truncated, info = self.native.step(np.asarray(actions))
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Hand `actions` [num_envs] to the emulators' threads and return at once."""
+        if self._pending:
+            raise gym.error.AlreadyPendingCallError("step_async() twice without step_wait()", "step")
+        self.native.send(np.asarray(actions))
+        self._pending = True
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Wait until the actions of :meth:`step_async` are done, and return what :meth:`step` returns."""
+        if not self._pending:  # ale-py would wait for ever
+            raise gym.error.NoAsyncCallError("step_wait() without step_async()", "step")
+        observation, reward, terminated, truncated, info = self.native.recv()
+        self._pending = False
         info = dict(info)
         frames = info["episode_frame_number"].astype(np.int64)
         # The emulator's frame count never falls within a game: `terminated` without a fall is a lost life.
@@ -239,9 +273,9 @@ class LifeLossEnds(gym.Wrapper):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         info["game_over"] = terminated or truncated
-        if 0 < info["lives"] < self._lives and not info["game_over"]:
-            terminated = True
-            self._last = (observation, info)
+        if 0 < info["lives"] < self._lives:
+            self._last = None if info["game_over"] else (observation, info)
+            terminated, truncated = True, False  # also at the frame cap, as the native environment has it
         self._lives = info["lives"]
         return observation, reward, terminated, truncated, info
 
@@ -257,7 +291,8 @@ def make_atari(env_id: str, protocol: AtariProtocol, *, render_mode: str | None 
         raise EnvError(f"{env_id!r} is not an Atari game")
     if protocol.normalisation != "scale" or protocol.fire_reset:
         raise EnvError(
-            f"protocol {protocol.name!r}: running normalisation and FIRE at reset need the vector form"
+            f"protocol {protocol.name!r}: running normalisation and FIRE at reset need the native "
+            f"vector environment; use vectorization 'native' or another protocol"
         )
     env = gym.make(
         f"ALE/{spec.name}-v5" if spec.namespace == "ALE" else env_id,

@@ -1,20 +1,23 @@
 """One way to make any environment that an agent can step: a batch with one set of conventions."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode
 
-from neurocoder.envs.atari import AtariEnvs, AtariProtocol
+from neurocoder.envs.atari import ENGINES, AtariEnvs, AtariProtocol, make_atari
 from neurocoder.envs.registry import EnvError, env_spec, is_atari
+from neurocoder.envs.replayable import GameState, ReplayableEnvs
+from neurocoder.errors import lookup
 
 MAX_FLAT_SIZE = 4096
 """Largest vector that Dict, Tuple and Discrete observations are flattened into; images do not belong there."""
 
 
 class EpisodeRecorder(gym.vector.VectorWrapper):
-    """Count raw returns and lengths of whole episodes, and make ``final_obs`` one array.
+    """Count raw returns and lengths of whole episodes. What :func:`make_vec` returns.
 
     ============================ ================ ==================================================
     info["episode"]["r"], ["l"]  [num_envs]       raw return and agent steps of the episodes ended
@@ -24,9 +27,13 @@ class EpisodeRecorder(gym.vector.VectorWrapper):
     ============================ ================ ==================================================
 
     The first two are there on every step, the last two only when an episode ended.
+
+    ``step`` is ``step_async`` and ``step_wait``; on the native path the emulators run between the two.
     """
 
-    def __init__(self, env: gym.vector.VectorEnv) -> None:
+    env: AtariEnvs | ReplayableEnvs
+
+    def __init__(self, env: AtariEnvs | ReplayableEnvs) -> None:
         super().__init__(env)
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
@@ -37,21 +44,58 @@ class EpisodeRecorder(gym.vector.VectorWrapper):
         return self.env.reset(**kwargs)
 
     def step(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.env.step(actions)
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Begin a step of all environments with `actions` [num_envs, ...]."""
+        self.env.step_async(actions)
+
+    def step_wait(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Return the results of the step begun."""
+        observation, reward, terminated, truncated, info = self.env.step_wait()
         self._returns += reward
         self._lengths += 1
-        over = info["game_over"] if isinstance(self.env, AtariEnvs) else terminated | truncated
+        over = info["game_over"]
         info["episode"] = {"r": self._returns.copy(), "l": self._lengths.copy()}
         info["_episode"] = over
         self._returns[over] = 0
         self._lengths[over] = 0
-        final = info.get("final_obs")
-        if final is not None and final.dtype == object:  # Gymnasium's own vector environments
-            dense = np.zeros_like(observation)
-            for row in np.flatnonzero(info["_final_obs"]):
-                dense[row] = final[row]
-            info["final_obs"] = dense
         return observation, reward, terminated, truncated, info
+
+    @property
+    def exactly_resumable(self) -> bool:
+        """Whether :meth:`get_state` and :meth:`set_state` work: everywhere but on the native Atari path."""
+        return self.env.exactly_resumable
+
+    def get_state(self) -> list[GameState]:
+        """Return the state of every environment, between two steps: integers and arrays, to be stored."""
+        return self._replayable().get_state()
+
+    def set_state(self, states: Sequence[GameState]) -> np.ndarray:
+        """Bring every environment to its state, returns and lengths included; return their observations.
+
+        No reset before or after it. Episodes are played again, which takes about as long as they took.
+
+        Raises
+        ------
+        EnvError
+            The states are of other environments, or an environment is not deterministic given its seed and
+            its actions; :meth:`reset` then starts anew.
+        """
+        envs = self._replayable()
+        observation = envs.set_state(states)
+        self._returns[:] = [game.episode_return for game in envs.games]
+        self._lengths[:] = [game.episode_length for game in envs.games]
+        return observation
+
+    def _replayable(self) -> ReplayableEnvs:
+        if isinstance(self.env, ReplayableEnvs):
+            return self.env
+        raise EnvError(
+            "the native vector environment has no state that can be stored; use vectorization 'sync' for "
+            "games that a resumed run goes on with"
+        )
 
 
 class ChannelsFirst(gym.ObservationWrapper):
@@ -99,30 +143,33 @@ def make_vec(
     *,
     protocol: AtariProtocol | None = None,
     num_threads: int = 1,
+    vectorization: str = "native",
     trust: bool = True,
-) -> gym.vector.VectorEnv:
+) -> EpisodeRecorder:
     """Return `num_envs` environments of `env_id` as one batch that resets in the same step.
 
-    Atari ids are played under `protocol` on the native vector path with `num_threads` emulator threads; what
-    their id says of frame skip and sticky actions gives way to the protocol. All other ids are stepped one
-    after the other. See :class:`EpisodeRecorder` for what ``info`` holds.
+    Atari ids are played under `protocol`; what their id says of frame skip and sticky actions gives way to
+    it. `vectorization` ``native`` is ale-py's vector environment with `num_threads` emulator threads;
+    ``sync`` is Gymnasium's wrappers, one game after the other: slower, but their state can be stored and
+    brought back exactly. All other ids are always ``sync``. See :class:`EpisodeRecorder` for what ``info`` holds.
 
     Raises
     ------
     EnvError
-        The id is unknown, cannot be made, or has observations that no policy takes.
+        The id is unknown, cannot be made, has observations or actions that no policy takes, or `protocol`
+        needs the native path.
+    ConfigError
+        `vectorization` is neither of the two.
     """
     spec = env_spec(env_id, trust=trust)
+    lookup(ENGINES, vectorization, "vectorization")
     if is_atari(spec):
-        return EpisodeRecorder(AtariEnvs(spec.id, protocol or AtariProtocol(), num_envs, num_threads))
+        protocol = protocol or AtariProtocol()
+        if vectorization == "native":
+            return EpisodeRecorder(AtariEnvs(spec.id, protocol, num_envs, num_threads))
+        return EpisodeRecorder(ReplayableEnvs(partial(make_atari, spec.id, protocol), num_envs))
     try:
-        envs = gym.make_vec(
-            spec,
-            num_envs,
-            vectorization_mode="sync",
-            vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-            wrappers=[adapt_observation],  # type: ignore[list-item]  # may return the environment itself
-        )
+        envs = ReplayableEnvs(lambda: adapt_observation(gym.make(spec)), num_envs)
     except EnvError:
         raise
     except Exception as error:  # whatever a stranger's environment raises while it is built

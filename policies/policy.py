@@ -13,6 +13,7 @@ from neurocoder.policies.cores import CORES, State, make_core
 from neurocoder.policies.distributions import ActionDistribution, make_distribution, n_action_parameters
 from neurocoder.policies.encoders import ENCODERS, default_encoder, make_encoder
 from neurocoder.policies.heads import HEADS, Head, head_options, make_head
+from neurocoder.policies.tape import Tape
 
 # Multiplied into the heads' weights once, at initialisation, so that a fresh agent acts uniformly and
 # predicts values near zero, and yet learns at full speed from there.
@@ -122,21 +123,44 @@ class Policy(nn.Module):
         return PolicyOutput(logits, value.squeeze(-1)), state, PolicyTrace(actor, critic)
 
     def evaluate(
-        self, observation: Tensor, state: State, episode_start: Tensor
+        self, observation: Tensor, state: State, episode_start: Tensor, tape: Tape | None = None
     ) -> tuple[PolicyOutput, Tensor, Tensor]:
         """Return output, features and the heads' auxiliary loss of this batch: forward as learners need it.
 
         The auxiliary loss (Neurocoder: a·L_o of each head; MoE: its balancing losses) is to be added once.
+        With the `tape` of a rollout [T, B, ...] that these parameters acted in, the features are those kept
+        there: nothing but the heads is computed again, and the gradients are the same. `state` is not used then.
+
+        Raises
+        ------
+        TapeError
+            The tape does not hold all T steps of B games.
         """
-        features, _ = self.features(observation, state, episode_start)
+        if tape is None:
+            features, _ = self.features(observation, state, episode_start)
+        else:
+            features = tape.features(self.encoder, self.core, observation)
         with torch.autocast(features.device.type, enabled=False):
             logits, actor_loss = self.actor.forward_with_aux(features)
             value, critic_loss = self.critic.forward_with_aux(features)
         return PolicyOutput(logits, value.squeeze(-1)), features, actor_loss + critic_loss
 
-    def act(self, observation: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
-        """Return the actor's logits and the next state: forward without the critic, for acting only."""
-        features, state = self.features(observation, state, episode_start)
+    def act(
+        self, observation: Tensor, state: State, episode_start: Tensor, tape: Tape | None = None
+    ) -> tuple[Tensor, State]:
+        """Return the actor's logits and the next state: forward without the critic, for acting only.
+
+        With a `tape`, the step [B, ...] is recorded for :meth:`evaluate`.
+
+        Raises
+        ------
+        TapeError
+            Autocast is on, or the tape was begun with another batch size.
+        """
+        if tape is None:
+            features, state = self.features(observation, state, episode_start)
+        else:
+            features, state = tape.record(self.encoder, self.core, observation, state, episode_start)
         with torch.autocast(features.device.type, enabled=False):
             return self.actor(features), state
 

@@ -1,14 +1,18 @@
-"""Checkpoints: three data files that appear at once or not at all.
+"""Checkpoints: data files that appear at once or not at all.
 
-``checkpoints/<agent steps>/`` holds ``model.safetensors``, ``optimizer.safetensors`` and ``state.json``. They are
-written into a hidden folder beside it, synced to disk and renamed, so a reader never sees half of one. Nothing
-in them is ever executed.
+``checkpoints/<agent steps>/`` holds ``model.safetensors``, ``optimizer.safetensors``, ``workers.safetensors`` (where
+each worker stood: random number generators, recurrent states, the games) and ``state.json``, which knows the
+SHA-256 of the others. They are written into a hidden folder beside it, synced to disk and renamed, so a reader
+never sees half of one. Nothing in them is ever executed.
 """
 
+import hashlib
 import json
+import math
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from torch import Tensor, nn
 
 from neurocoder.errors import NeurocoderError
 
-FORMAT = 1
+FORMAT = 2
 # One key only: safetensors writes several in an order that changes from run to run.
 METADATA = {"neurocoder": f"checkpoint {FORMAT}"}
 
@@ -30,12 +34,32 @@ class CheckpointError(NeurocoderError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One saved state of a run. `optimizer` is None where only the network was asked for."""
+    """One saved state of a run. Of `optimizer` and `workers` nothing is there where only the network was asked for."""
 
     path: Path
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor] | None
     state: dict[str, Any]
+    workers: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Which checkpoints are kept, besides the best and the first (0, the untrained network)."""
+
+    newest: int = 3
+    milestone_every: int = 0
+    """Agent steps; the first checkpoint at or after each multiple is kept for ever. 0: none."""
+
+    def kept(self, steps: list[int]) -> set[int]:
+        """Return those of `steps`, ascending, that are kept."""
+        kept = set(steps[-self.newest :])
+        if self.milestone_every:
+            firsts: dict[int, int] = {}
+            for step in steps:
+                firsts.setdefault(step // self.milestone_every, step)
+            kept |= {step for multiple, step in firsts.items() if multiple}
+        return kept
 
 
 def save_checkpoint(
@@ -44,33 +68,51 @@ def save_checkpoint(
     model: dict[str, Tensor],
     optimizer: dict[str, Tensor],
     state: dict[str, Any],
-    keep: int,
+    retention: Retention,
+    *,
+    workers: dict[str, Tensor] | None = None,
+    in_use: Collection[int] = (),
 ) -> Path:
-    """Write ``folder/<agent_steps>`` atomically, then drop all but the newest `keep`, the best and the first.
+    """Write ``folder/<agent_steps>`` atomically, then drop those that `retention` does not keep.
 
-    The best is the one with the highest ``state["mean_return"]``; the first, 0, is the untrained network.
+    The best is kept (see :func:`best_step`), and those of `in_use`.
+
+    Raises
+    ------
+    CheckpointError
+        It could not be written, e.g. for want of space; all that were there are untouched.
     """
-    folder.mkdir(exist_ok=True)
     final = folder / str(agent_steps)
     partial = folder / f".partial-{agent_steps}-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
+        folder.mkdir(exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        for name, tensors in (("model", model), ("optimizer", optimizer)):
-            contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-            save_file(contiguous, partial / f"{name}.safetensors", metadata=METADATA)
-        text = json.dumps({"format": FORMAT, "agent_steps": agent_steps, **state}, indent=1, sort_keys=True)
+        hashes = {}
+        for name, tensors in (("model", model), ("optimizer", optimizer), ("workers", workers or {})):
+            file = partial / f"{name}.safetensors"
+            save_file({key: t.contiguous() for key, t in tensors.items()}, file, metadata=METADATA)
+            hashes[file.name] = _sha256(file)
+        content = {"format": FORMAT, "agent_steps": agent_steps, "sha256": hashes, **state}
+        text = json.dumps(content, indent=1, sort_keys=True)
         (partial / "state.json").write_text(text + "\n", "utf-8")
         for file in (*partial.iterdir(), partial):
             _sync(file)
         _replace(final, partial)
         _sync(folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{final}: cannot be written: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     saved = saved_steps(folder)
-    for step in set(saved[:-keep]) - {best_step(folder), 0}:
-        shutil.rmtree(folder / str(step))
+    for step in set(saved) - retention.kept(saved) - {best_step(folder), 0, *in_use}:
+        shutil.rmtree(folder / str(step), ignore_errors=True)
     return final
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _replace(final: Path, partial: Path) -> None:
@@ -115,19 +157,48 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def best_step(folder: Path) -> int | None:
-    """Return the checkpoint with the highest mean return, the latest of equals; None if there is none.
+    """Return the checkpoint with the highest evaluated mean, the latest of equals; None if there is none.
 
-    Damaged ones do not count.
+    Where none was evaluated, the mean return of training decides. Damaged ones do not count.
     """
-    scored = []
+    evaluated: list[tuple[float, int]] = []
+    trained: list[tuple[float, int]] = []
     for step in saved_steps(folder):
         try:
-            value = read_state(folder / str(step)).get("mean_return")
+            state = read_state(folder / str(step))
+            evaluation = read_evaluation(folder / str(step)) or {}
         except CheckpointError:
             continue
-        if isinstance(value, int | float):
-            scored.append((value, step))
+        for scored, value in ((evaluated, evaluation.get("mean")), (trained, state.get("mean_return"))):
+            if isinstance(value, int | float) and math.isfinite(value):
+                scored.append((value, step))
+    scored = evaluated or trained
     return max(scored)[1] if scored else None
+
+
+def write_evaluation(path: Path, score: Mapping[str, Any]) -> None:
+    """Write `score` (see ``neurocoder.runs.scoring``) as the checkpoint's ``evaluation.json``, atomically."""
+    partial = path / f".evaluation-{os.getpid()}.json"
+    try:
+        partial.write_text(json.dumps(score, indent=1) + "\n", "utf-8")
+        _sync(partial)
+        partial.replace(path / "evaluation.json")
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_evaluation(path: Path) -> dict[str, Any] | None:
+    """Return ``evaluation.json`` of the checkpoint at `path`, None if it was not evaluated."""
+    file = path / "evaluation.json"
+    try:
+        evaluation = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: damaged: {error}") from None
+    if not isinstance(evaluation, dict):
+        raise CheckpointError(f"{file}: expected an object, found {type(evaluation).__name__}")
+    return evaluation
 
 
 def find_checkpoint(folder: Path, which: str = "last") -> Path:
@@ -163,24 +234,54 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
-    """Return the checkpoint at `path`; nothing in it is executed."""
+    """Return the checkpoint at `path`, with what is needed to train on if `with_optimizer`.
+
+    Nothing in it is executed.
+
+    Raises
+    ------
+    CheckpointError
+        A file is missing, damaged (its SHA-256 is not the one that was saved) or of another format.
+    """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such checkpoint")
     state = read_state(path)
-    model = _load_tensors(path / "model.safetensors")
-    optimizer = _load_tensors(path / "optimizer.safetensors") if with_optimizer else None
-    return Checkpoint(path, model, optimizer, state)
+    names = ("model", "optimizer", "workers") if with_optimizer else ("model",)
+    tensors = {name: _load_tensors(path / f"{name}.safetensors", state) for name in names}
+    return Checkpoint(path, tensors["model"], tensors.get("optimizer"), state, tensors.get("workers", {}))
 
 
-def _load_tensors(file: Path) -> dict[str, Tensor]:
+def load_newest(folder: Path) -> tuple[Checkpoint, list[CheckpointError]]:
+    """Return the newest checkpoint that is whole, and what is wrong with those after it.
+
+    Raises
+    ------
+    CheckpointError
+        There is none.
+    """
+    damaged: list[CheckpointError] = []
+    for step in reversed(saved_steps(folder)):
+        try:
+            return load_checkpoint(folder / str(step)), damaged
+        except CheckpointError as error:
+            damaged.append(error)
+    if damaged:
+        raise damaged[0]
+    raise CheckpointError(f"{folder}: no checkpoint there")
+
+
+def _load_tensors(file: Path, state: dict[str, Any]) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        tensors = load_file(file)
+        sha256 = _sha256(file)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: missing") from None
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{file}: damaged or not safetensors: {error}; remove {file.parent} to go on from the one before"
-        ) from None
+        raise CheckpointError(f"{file}: damaged or not safetensors: {error}") from None
+    hashes = state.get("sha256")
+    if not isinstance(hashes, dict) or sha256 != hashes.get(file.name):
+        raise CheckpointError(f"{file}: damaged, or not the file that was saved: its SHA-256 differs")
+    return tensors
 
 
 def load_parameters(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

@@ -18,13 +18,13 @@ import pydantic
 import tomli_w
 
 from neurocoder.agents.a3c import A3CConfig
-from neurocoder.envs import AtariProtocol, env_spec, get_protocol, is_atari
+from neurocoder.envs import ENGINES, AtariProtocol, env_spec, get_protocol, is_atari
 from neurocoder.errors import ConfigError, lookup, near, require
 from neurocoder.policies import PolicyConfig
 
 AGENTS = ("a3c",)
 PRECISIONS = ("auto", "fp32", "bf16")
-VECTORIZATIONS = ("native", "sync")
+VECTORIZATIONS = tuple(ENGINES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,15 @@ class TrainConfig:
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         require(self.worker_timeout > 0, "worker_timeout", self.worker_timeout, "> 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
+
+    @property
+    def protocol_hash(self) -> str | None:
+        """What a raw score of this run can be compared with: scores of the same hash. None if it is no Atari game."""
+        return self.protocol.hash_on(ENGINES[self.vectorization]) if self.protocol else None
+
+    def describe_protocol(self) -> str | None:
+        """Return the protocol in one line for people."""
+        return self.protocol.describe(ENGINES[self.vectorization]) if self.protocol else None
 
 
 # ------------------------------------------------------------------------------------- typed loading

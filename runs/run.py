@@ -22,6 +22,7 @@ from typing import Any, Self
 import filelock
 
 from neurocoder import __version__
+from neurocoder.envs import ENGINES, NATIVE_DIFFERENCES
 from neurocoder.errors import NeurocoderError, near
 from neurocoder.runs.config import TrainConfig, from_mapping, read_toml, to_toml
 
@@ -123,13 +124,12 @@ def protocol_record(config: TrainConfig) -> dict[str, Any]:
         "versions": {"neurocoder": __version__, "python": platform.python_version(), **versions},
     }
     if config.protocol is not None:
-        from neurocoder.envs.atari import NATIVE_DIFFERENCES
-
+        native = config.vectorization == "native"
         record |= {
-            "hash": config.protocol.hash,
+            "hash": config.protocol_hash,
             "protocol": asdict(config.protocol),
-            "engine": "ale-py native vector environment",
-            "differences": list(NATIVE_DIFFERENCES),
+            "engine": ENGINES[config.vectorization],
+            "differences": list(NATIVE_DIFFERENCES) if native else [],
         }
     return record
 

@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +18,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from neurocoder.agents.a3c import Episode
-from neurocoder.agents.hogwild import Record
+from neurocoder.agents.rollout import Episode
+from neurocoder.agents.worker import Record
+from neurocoder.runs.scoring import Score
 
 Row = dict[str, float]
-"""One row of progress: column name to number. Time columns are `seconds` and `steps_per_second`."""
+"""One row of progress: column name to number. Time columns are `seconds`, `steps_per_second` and
+`time/…` (seconds of an update, on average)."""
 
 WINDOW = 100
 """Episodes in the running mean of returns."""
@@ -38,6 +39,7 @@ class RowMaker:
         self.agent_steps = agent_steps
         self.updates = int(state.get("updates", 0))
         self.episodes = int(state.get("episodes", 0))
+        self.restarts = int(state.get("restarts", 0))
         self._recent: deque[Episode] = deque((Episode(*pair) for pair in state.get("recent", ())), WINDOW)
         self._elapsed_before = float(state.get("seconds", 0.0))
         self._started = time.monotonic()
@@ -61,6 +63,7 @@ class RowMaker:
         return {
             "updates": self.updates,
             "episodes": self.episodes,
+            "restarts": self.restarts,
             "recent": [list(episode) for episode in self._recent],
             "seconds": round(self.seconds, 3),
             "mean_return": self.mean_return,
@@ -87,6 +90,7 @@ class RowMaker:
             "agent_steps": self.agent_steps,
             "updates": self.updates,
             "episodes": self.episodes,
+            "restarts": self.restarts,
             "mean_return": nan if self.mean_return is None else self.mean_return,
             "mean_length": sum(e.length for e in self._recent) / len(self._recent) if self._recent else nan,
             **{name: total / self._n_records for name, total in self._sums.items()},
@@ -113,15 +117,13 @@ class CsvTracker:
 
     def __init__(self, path: Path, resumed_at: int = 0) -> None:
         self.path = path
-        kept: list[dict[str, str]] = []
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["agent_steps"]) <= resumed_at]
-        self._file = path.open("w", newline="", encoding="utf-8")
         self._writer: csv.DictWriter[str] | None = None
-        for row in kept:
+        partial = path.with_name(f".{path.name}.partial")
+        self._file = partial.open("w", newline="", encoding="utf-8")
+        for row in _rows_until(path, resumed_at):
             self._write(row)
         self._file.flush()
+        partial.replace(path)  # until here the old rows are all there
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._writer is None:
@@ -135,6 +137,15 @@ class CsvTracker:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _rows_until(path: Path, agent_steps: int) -> list[dict[str, str]]:
+    """Return the rows up to `agent_steps`; a last one that was torn does not count."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    return [row for row in rows if row["agent_steps"].isdecimal() and int(row["agent_steps"]) <= agent_steps]
 
 
 def _number(value: float) -> str:
@@ -220,10 +231,46 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-def close_all(trackers: Sequence[Tracker]) -> None:
-    """Close every tracker, even if one of them fails; report the failures on stderr."""
-    for tracker in trackers:
-        try:
-            tracker.close()
-        except OSError as error:
-            print(f"neurocoder: {type(tracker).__name__} could not be closed: {error}", file=sys.stderr)
+class Trackers:
+    """All trackers of a run. One that cannot write (a full disk) is reported once and tried again with each row."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self._trackers = trackers
+        self._failing: set[Tracker] = set()
+
+    def add(self, row: Row) -> None:
+        """Give `row` to every tracker."""
+        for tracker in self._trackers:
+            try:
+                tracker.add(row)
+                self._failing.discard(tracker)
+            except OSError as error:
+                if tracker not in self._failing:
+                    self.note(f"{type(tracker).__name__} cannot write: {error}; training goes on without it")
+                self._failing.add(tracker)
+
+    def add_score(self, score: Score) -> None:
+        """Show the evaluation of a checkpoint, and give it to those that keep it."""
+        row = {
+            "agent_steps": score["checkpoint"],
+            "evaluation/mean": score["mean"],
+            "evaluation/std": score["std"],
+        }
+        for tracker in self._trackers:
+            if isinstance(tracker, TensorBoardTracker):
+                tracker.add(row)
+        spread = f"{score['mean']:.1f} ± {score['std']:.1f} over {len(score['returns'])} games"
+        cut = f", {score['stuck']} of them stuck" if score["stuck"] else ""
+        print(f"evaluation of checkpoint {score['checkpoint']:,}: raw return {spread}{cut}", flush=True)
+
+    def note(self, text: str) -> None:
+        """Say on standard error what people should know; it is no row."""
+        print(f"neurocoder: {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Close every tracker, even if one of them fails; report the failures on standard error."""
+        for tracker in self._trackers:
+            try:
+                tracker.close()
+            except OSError as error:
+                self.note(f"{type(tracker).__name__} could not be closed: {error}")

@@ -8,33 +8,40 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-import gymnasium as gym
 import torch
+from torch import Tensor
 
-from neurocoder.agents.a3c import NonFiniteLossError
-from neurocoder.agents.hogwild import SharedModel, TrainSpec, WorkerError, train
-from neurocoder.envs import make_vec
+from neurocoder.agents.hogwild import SharedModel
+from neurocoder.agents.rollout import NonFiniteLossError
+from neurocoder.agents.supervisor import Standstill, WorkerError, train
+from neurocoder.agents.worker import Notice, Record, Snapshot, TrainSpec
+from neurocoder.envs import EpisodeRecorder, make_vec
 from neurocoder.errors import ConfigError
 from neurocoder.policies import Policy
 from neurocoder.runs.checkpoint import (
     Checkpoint,
     CheckpointError,
+    Retention,
     find_checkpoint,
     load_parameters,
     recover,
     save_checkpoint,
 )
 from neurocoder.runs.config import TrainConfig
+from neurocoder.runs.evaluator import Evaluator, EvaluatorReport
 from neurocoder.runs.run import Run
 from neurocoder.runs.trackers import (
     ConsoleTracker,
     CsvTracker,
     RowMaker,
     TensorBoardTracker,
-    Tracker,
-    close_all,
+    Trackers,
 )
+
+LAST_EVALUATION = 600.0
+"""Seconds that the end of a run waits for an evaluation that is going on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +84,14 @@ def resolve_precision(precision: str, device: str) -> str:
     return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
 
 
-def environment_factory(config: TrainConfig, *, trust: bool = True) -> partial[gym.vector.VectorEnv]:
+def environment_factory(config: TrainConfig, *, trust: bool = True) -> partial[EpisodeRecorder]:
     """Return a picklable ``make_envs(num_envs)`` for the run's environment and protocol."""
-    return partial(make_vec, config.env, protocol=config.protocol, trust=trust)
+    return partial(
+        make_vec, config.env, protocol=config.protocol, vectorization=config.vectorization, trust=trust
+    )
 
 
-def make_policy(config: TrainConfig, envs: gym.vector.VectorEnv) -> Policy:
+def make_policy(config: TrainConfig, envs: EpisodeRecorder) -> Policy:
     """Return a fresh policy for the run, its weights drawn from the run's seed."""
     torch.manual_seed(config.seed)
     return Policy(envs.single_observation_space, envs.single_action_space, config.policy)
@@ -127,6 +136,148 @@ def prepare(
     return replace(config, policy=policy.config), policy
 
 
+def pack_snapshots(snapshots: list[Snapshot]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the workers' snapshots as the tensors and the JSON values of a checkpoint."""
+    tensors = {
+        f"{snapshot.worker}/{name}": torch.from_numpy(array)
+        for snapshot in snapshots
+        for name, array in snapshot.arrays.items()
+    }
+    return tensors, {str(snapshot.worker): snapshot.data for snapshot in snapshots}
+
+
+def unpack_snapshots(checkpoint: Checkpoint) -> dict[int, Snapshot]:
+    """Return what :func:`pack_snapshots` stored; nothing for a checkpoint without it."""
+    snapshots = {}
+    for worker, data in checkpoint.state.get("workers", {}).items():
+        prefix = f"{worker}/"
+        arrays = {
+            name.removeprefix(prefix): tensor.numpy()
+            for name, tensor in checkpoint.workers.items()
+            if name.startswith(prefix)
+        }
+        snapshots[int(worker)] = Snapshot(int(worker), arrays, data)
+    return snapshots
+
+
+class _Training:
+    """A run in progress: what consumes the supervisor's events."""
+
+    def __init__(
+        self, config: TrainConfig, policy: Policy, run: Run, checkpoint: Checkpoint | None, trust: bool
+    ) -> None:
+        self.config, self.policy, self.run = config, policy, run
+        self.model = SharedModel(policy, config.a3c)
+        self.saved = checkpoint.path if checkpoint else None
+        self.resumed_at = int(checkpoint.state["agent_steps"]) if checkpoint else 0
+        snapshots: dict[int, Snapshot] = {}
+        try:
+            self.rows = RowMaker(config.log_every, self.resumed_at, checkpoint.state if checkpoint else None)
+            if checkpoint is not None:
+                assert checkpoint.optimizer is not None
+                self.model.load_state(checkpoint.optimizer)
+                snapshots = unpack_snapshots(checkpoint)
+        except (TypeError, ValueError, AttributeError) as error:
+            assert checkpoint is not None
+            raise CheckpointError(f"{checkpoint.path / 'state.json'}: damaged: {error}") from None
+        make_envs = environment_factory(config, trust=trust)
+        self.spec = TrainSpec(
+            make_envs=make_envs,
+            observation_space=policy.observation_space,
+            action_space=policy.action_space,
+            policy=config.policy,
+            a3c=config.a3c,
+            total_steps=config.steps,
+            seed=config.seed,
+            device=config.device,
+            precision=config.precision,
+            checkpoint_every=config.checkpoint_every,
+            max_restarts=config.max_restarts,
+            worker_timeout=config.worker_timeout,
+            resumed_at=self.resumed_at,
+            snapshots=snapshots,
+        )
+        self.evaluator = Evaluator(run.path, config, make_envs)
+        self.evaluated_at = self.resumed_at
+        self.trackers = Trackers(
+            CsvTracker(run.progress_file, self.resumed_at),
+            TensorBoardTracker(run.path),
+            ConsoleTracker(config.steps, self.resumed_at),
+        )
+
+    def run_until(self, stop: threading.Event) -> Outcome:
+        """Train to the end, or until `stop` is set.
+
+        Raises
+        ------
+        CheckpointError
+            The end of the run could not be saved.
+        """
+        rows = self.rows
+        saved = True
+        if self.saved is None:
+            self.save(0, [])  # the untrained network: what to compare with, and something to fall back on
+        for event in train(self.spec, self.model, stop):
+            match event:
+                case Record():
+                    if (row := rows.add(event)) is not None:
+                        self.trackers.add(row)
+                case Notice():
+                    rows.restarts += event.restarts > 0
+                    self.trackers.note(event.text)
+                case Standstill():
+                    saved = self.save(event.agent_steps, event.snapshots)
+                    if saved and self.saved and self._evaluation_is_due(event.agent_steps):
+                        self.evaluator.submit(self.saved)
+            self._show(self.evaluator.poll())
+        if self.evaluator.pending and not stop.is_set():
+            self.trackers.note("waiting for the last evaluation")
+            self._show(self.evaluator.close(timeout=LAST_EVALUATION))
+        if not saved or self.saved is None:
+            raise CheckpointError(f"{self.run.path}: the end of the run could not be saved (see above)")
+        return Outcome(rows.agent_steps, rows.mean_return, rows.seconds, stop.is_set(), self.saved)
+
+    def save(self, agent_steps: int, snapshots: list[Snapshot]) -> bool:
+        """Write a checkpoint; return whether that worked. A full disk costs this one only."""
+        self.model.copy_into(self.policy)
+        workers, data = pack_snapshots(snapshots)
+        try:
+            self.saved = save_checkpoint(
+                self.run.checkpoints,
+                agent_steps,
+                self.policy.state_dict(),
+                self.model.state(),
+                {**self.rows.state(), "workers": data, "protocol_hash": self.config.protocol_hash},
+                Retention(self.config.keep_checkpoints, self.config.milestone_every),
+                workers=workers,
+                in_use=self.evaluator.pending,
+            )
+        except CheckpointError as error:
+            kept = f"the last good one is {self.saved}" if self.saved else "there is none yet"
+            self.trackers.note(f"{error}; training goes on, {kept}")
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the evaluation that may be going on, and close all files."""
+        self.evaluator.close()
+        self.trackers.close()
+
+    def _evaluation_is_due(self, agent_steps: int) -> bool:
+        """Whether this is the first checkpoint at or after a multiple of ``evaluation.every``."""
+        every = self.config.evaluation.every
+        due = bool(every) and agent_steps // every > self.evaluated_at // every
+        if due:
+            self.evaluated_at = agent_steps
+        return due
+
+    def _show(self, report: EvaluatorReport) -> None:
+        for score in report.scores:
+            self.trackers.add_score(score)
+        for note in report.notes:
+            self.trackers.note(note)
+
+
 def run_training(
     config: TrainConfig, policy: Policy, run: Run, checkpoint: Checkpoint | None = None, *, trust: bool = True
 ) -> Outcome:
@@ -136,64 +287,12 @@ def run_training(
     the last checkpoint as it is.
     """
     recover(run.checkpoints)
-    model = SharedModel(policy, config.a3c)
-    resumed_at = 0
-    if checkpoint is not None:
-        assert checkpoint.optimizer is not None
-        model.load_state(checkpoint.optimizer)
-        resumed_at = int(checkpoint.state["agent_steps"])
-        model.agent_steps.fill_(resumed_at)
-    make_envs = environment_factory(config, trust=trust)
-    spec = TrainSpec(
-        make_envs=make_envs,
-        observation_space=policy.observation_space,
-        action_space=policy.action_space,
-        policy=config.policy,
-        a3c=config.a3c,
-        total_steps=config.steps,
-        seed=config.seed,
-        device=config.device,
-        precision=config.precision,
-        checkpoint_every=config.checkpoint_every,
-        resumed_at=resumed_at,
-    )
-    try:
-        rows = RowMaker(config.log_every, resumed_at, checkpoint.state if checkpoint else None)
-    except (TypeError, ValueError) as error:
-        assert checkpoint is not None
-        raise CheckpointError(f"{checkpoint.path / 'state.json'}: damaged: {error}") from None
-
-    def save() -> Path:
-        model.copy_into(policy)
-        return save_checkpoint(
-            run.checkpoints,
-            rows.agent_steps,
-            policy.state_dict(),
-            model.state(),
-            {**rows.state(), "protocol_hash": config.protocol.hash if config.protocol else None},
-            config.keep_checkpoints,
-        )
-
-    trackers: list[Tracker] = [
-        CsvTracker(run.progress_file, resumed_at),
-        TensorBoardTracker(run.path),
-        ConsoleTracker(config.steps, resumed_at),
-    ]
+    training = _Training(config, policy, run, checkpoint, trust)
     with _stop_on_signal() as stop:
         try:
-            if checkpoint is None:
-                save()  # the untrained network: what to compare with, and something to fall back on
-            for record in train(spec, model, stop):
-                row = rows.add(record)
-                if row is not None:
-                    for tracker in trackers:
-                        tracker.add(row)
-                if record.checkpoint:
-                    save()
+            return training.run_until(stop)
         except (NonFiniteLossError, WorkerError) as error:
             kept = find_checkpoint(run.checkpoints)
             raise type(error)(f"{error}\nthe last good checkpoint is kept: {kept}") from None
         finally:
-            close_all(trackers)
-        path = save()
-        return Outcome(rows.agent_steps, rows.mean_return, rows.seconds, stop.is_set(), path)
+            training.close()

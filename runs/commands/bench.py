@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from rich.console import Console
 from rich.table import Table
 
-WIDTH = 100
-"""Columns of a table that is not printed to a terminal."""
+from neurocoder.runs.commands.measurements import (
+    console,
+    require_writable,
+    split_names,
+    three_digits,
+    warn_of_load,
+    write,
+)
 
 bench = App(name="bench", help="Measure speed and memory on this machine.")
-
-IDLE = 0.3
-"""A load average that is nothing to speak of."""
+bench.command(
+    "neurocoder.runs.commands.bench_a3c:a3c",
+    name="a3c",
+    help="Agent steps per second of the A3C trainer, and of what it is made of.",
+)
 
 
 @bench.command
@@ -59,33 +66,29 @@ def layer(
     require(repeats >= 1, "--repeats", repeats, ">= 1")
     require(1 <= threads <= available, "--threads", threads, f"in [1, {available}], what this machine has")
     known = {name: name for name in measuring.NAMES}
-    chosen_heads = [lookup(known, name, "head") for name in _split(heads, known)]
-    chosen_shapes = [lookup(measuring.SHAPES, spec, "shape") for spec in _split(shapes, measuring.SHAPES)]
+    chosen_heads = [lookup(known, name, "head") for name in split_names(heads, known)]
+    chosen_shapes = [
+        lookup(measuring.SHAPES, spec, "shape") for spec in split_names(shapes, measuring.SHAPES)
+    ]
     if compile_:
         _require_compiler()
     if json_ is not None:
-        _require_writable(json_)
+        require_writable(json_)
 
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    out = console()
     protocol, rows = measuring.protocol(threads, repeats), []
-    if (load := protocol["load"]) is not None and load > available - threads + IDLE:
-        print(f"(load average {load:.2f} before the start: threads will wait for processors)\n")
+    warn_of_load(protocol["load"], threads, available)
     with measuring.num_threads(threads):
         for shape in chosen_shapes:
             rows += (group := measuring.measure(shape, chosen_heads, repeats, compiled=compile_))
-            console.print(_table(str(shape), group))
-            console.print()
+            out.print(_table(str(shape), group))
+            out.print()
     versions = measuring.versions()
     print(f"medians (quartiles) of {repeats} rounds, {threads} threads, torch {versions['torch']}")
     if json_ is not None:
         content = {"rows": rows, "protocol": protocol, "versions": versions}
-        _write(json_, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write(json_, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return 0
-
-
-def _split(text: str | None, known: dict[str, Any]) -> list[str]:
-    """Return the comma-separated names in `text` without repetitions; all that are known if it is None."""
-    return list(known) if text is None else list(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
@@ -105,21 +108,15 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
             f"{row['parameters']:,}",
             _with_quartiles(row, "forward_ms"),
             _with_quartiles(row, "forward_backward_ms"),
-            _three_digits(row["ratio_to_linear"]),
+            three_digits(row["ratio_to_linear"]),
             f"{row['peak_mib']:.3f}",
         )
     return table
 
 
 def _with_quartiles(row: dict[str, Any], field: str) -> str:
-    low, high = (_three_digits(row[f"{field}_{end}"]) for end in ("low", "high"))
-    return f"{_three_digits(row[field])} ({low}–{high})"
-
-
-def _three_digits(value: float) -> str:
-    """Return `value` with about three digits, and never with an exponent."""
-    decimals = sum(value < limit for limit in (0.1, 1, 10, 100))
-    return f"{value:.{decimals}f}"
+    low, high = (three_digits(row[f"{field}_{end}"]) for end in ("low", "high"))
+    return f"{three_digits(row[field])} ({low}–{high})"
 
 
 def _require_compiler() -> None:
@@ -131,29 +128,3 @@ def _require_compiler() -> None:
             f"--compile needs a C++ compiler, and {compiler!r} is not there: install it, or name yours in the "
             f"environment variable CXX"
         )
-
-
-def _require_writable(file: Path) -> None:
-    """Raise unless `file` can be written: the measurement should not be lost at its end."""
-    from neurocoder.errors import ConfigError, require
-
-    require(file.parent.is_dir(), "--json", str(file), "in a folder that exists")
-    require(not file.exists() or file.is_file(), "--json", str(file), "a file, or not there yet")
-    if not os.access(file.parent, os.W_OK):
-        raise ConfigError(f"--json={str(file)!r}: the folder cannot be written")
-
-
-def _write(file: Path, text: str) -> None:
-    """Write `text` to `file`, which is never seen half written. A device or pipe is never replaced."""
-    from neurocoder.errors import ConfigError
-
-    _require_writable(file)
-    target = file.resolve()  # a link stays one
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, "utf-8")
-        partial.replace(target)
-    except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,21 +1,14 @@
 """``neurocoder eval``."""
 
-import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from gymnasium.vector import VectorEnv
-
-    from neurocoder.agents.player import Episode
-    from neurocoder.runs.checkpoint import Checkpoint
     from neurocoder.runs.config import TrainConfig
-
-MAX_GAMES = 16
-"""Games played at once."""
+    from neurocoder.runs.scoring import Score
 
 
 def evaluate(
@@ -25,6 +18,7 @@ def evaluate(
     episodes: int = 5,
     deterministic: Annotated[bool, Parameter(negative="")] = False,
     checkpoint: str = "last",
+    stuck_after: int | None = None,
     seed: int = 0,
     device: str = "cpu",
     logs: Path = Path("logs"),
@@ -44,6 +38,9 @@ def evaluate(
         Take the most probable action instead of sampling.
     checkpoint
         best, last, or a number of agent steps.
+    stuck_after
+        Cut a game after this many agent steps without a reward or a lost life; 0: never. As the run's
+        configuration has it unless given.
     seed
         Seed of the games and actions.
     device
@@ -54,85 +51,48 @@ def evaluate(
         Allow the run to import the module that its environment id names.
     """
     from neurocoder.errors import require
-    from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint
+    from neurocoder.runs.checkpoint import find_checkpoint
+    from neurocoder.runs.config import EvaluationConfig
     from neurocoder.runs.run import Run
+    from neurocoder.runs.scoring import append_score, score_checkpoint
     from neurocoder.runs.training import check_device, environment_factory
 
     require(episodes >= 1, "--episodes", episodes, ">= 1")
+    require(stuck_after is None or stuck_after >= 0, "--stuck-after", stuck_after, ">= 0")
     require(0 <= seed < 2**63, "--seed", seed, "in [0, 2^63)")
     check_device(device)
     found = Run.open(run, logs)
     config = found.config()
-    saved = load_checkpoint(find_checkpoint(found.checkpoints, checkpoint), with_optimizer=False)
-    envs = environment_factory(config, trust=trust)(min(episodes, MAX_GAMES))
+    path = find_checkpoint(found.checkpoints, checkpoint)
+    evaluation = EvaluationConfig(
+        episodes=episodes,
+        deterministic=deterministic,
+        stuck_after=config.evaluation.stuck_after if stuck_after is None else stuck_after,
+    )
+    make_envs = environment_factory(config, trust=trust)
+    started = time.monotonic()
+    score = score_checkpoint(path, config, evaluation, make_envs, seed=seed, source="eval", device=device)
+    _print(config, path, score, time.monotonic() - started)
     try:
-        started = time.monotonic()
-        played = _play(config, saved, envs, episodes, seed, device, deterministic)
-        seconds = time.monotonic() - started
-    finally:
-        envs.close()
-    score = _score(config, saved.path, played, seed, deterministic)
-    _print(config, saved.path, score, seconds)
-    _keep(found.path / "evaluations.jsonl", score)
+        append_score(found.path, score)
+    except OSError as error:  # a read-only run can be evaluated too
+        print(f"(not kept in {found.path}: {error.strerror or error})")
     return 0
 
 
-def _play(
-    config: "TrainConfig",
-    saved: "Checkpoint",
-    envs: "VectorEnv",
-    episodes: int,
-    seed: int,
-    device: str,
-    deterministic: bool,
-) -> list["Episode"]:
-    """Return `episodes` whole games of the saved agent."""
-    from neurocoder.agents.player import Player
-    from neurocoder.agents.player import evaluate as play_episodes
-    from neurocoder.runs.checkpoint import load_parameters
-    from neurocoder.runs.training import make_policy
-
-    policy = make_policy(config, envs)
-    load_parameters(policy, saved.model, saved.path)
-    player = Player(policy.to(device), deterministic=deterministic, seed=seed)
-    return play_episodes(player, envs, episodes, seed)
-
-
-def _score(
-    config: "TrainConfig", checkpoint: Path, played: list["Episode"], seed: int, deterministic: bool
-) -> dict[str, Any]:
-    """Return what is kept of an evaluation: the raw scores and everything that they depend on."""
-    import numpy as np
-
-    returns = [episode.raw_return for episode in played]
-    return {
-        "env": config.env,
-        "checkpoint": int(checkpoint.name),
-        "protocol_hash": config.protocol.hash if config.protocol else None,
-        "deterministic": deterministic,
-        "seed": seed,
-        "mean": float(np.mean(returns)),
-        "std": float(np.std(returns, ddof=1)) if len(returns) > 1 else 0.0,
-        "returns": returns,
-        "lengths": [episode.length for episode in played],
-    }
-
-
-def _print(config: "TrainConfig", checkpoint: Path, score: dict[str, Any], seconds: float) -> None:
+def _print(config: "TrainConfig", path: Path, score: "Score", seconds: float) -> None:
     actions = "most probable" if score["deterministic"] else "sampled"
     spread = f"mean ± std of {len(score['returns'])} episodes"
-    print(f"{config.env}  {checkpoint}")
+    print(f"{config.env}  {path}")
     print(f"raw return {score['mean']:.2f} ± {score['std']:.2f} ({spread}), actions {actions}")
     print(f"episodes {', '.join(f'{value:g}' for value in score['returns'])}")
+    limit = "time limit" if config.protocol is None else "frame cap"
+    rule = (
+        f"{score['stuck_after']:,} agent steps without a reward or a lost life"
+        if score["stuck_after"]
+        else "off"
+    )
+    print(f"cut short: {score['truncated']} at the {limit}, {score['stuck']} as stuck ({rule})")
     print(f"{sum(score['lengths']):,} agent steps in {seconds:.1f} s, seed {score['seed']}")
     if config.protocol is not None:
-        print(f"protocol {config.protocol.describe()}")
-
-
-def _keep(file: Path, score: dict[str, Any]) -> None:
-    """Append the score to `file`, or say why not: a read-only run can be evaluated too."""
-    try:
-        with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(score) + "\n")
-    except OSError as error:
-        print(f"(not kept in {file.parent}: {error.strerror or error})")
+        print(f"protocol {config.describe_protocol()}")

@@ -68,7 +68,7 @@ def _runs(logs: Path) -> None:
             f"{done:,}",
             f"{config.steps:,}",
             "" if mean is None else f"{mean:.2f}",
-            config.protocol.hash if config.protocol else "",
+            config.protocol_hash or "",
             status,
         )
     if not table.row_count:

@@ -1,5 +1,6 @@
 """``neurocoder train``."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,8 @@ _KEYS = {
     "seed": "seed",
     "device": "device",
     "precision": "precision",
+    "sync": "a3c.sync",
+    "max_restarts": "max_restarts",
 }
 
 
@@ -40,6 +43,8 @@ def train(
     seed: int | None = None,
     device: str | None = None,
     precision: str | None = None,
+    sync: Annotated[bool | None, Parameter(negative="")] = None,
+    max_restarts: int | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     logs: Path = Path("logs"),
     resume: str | None = None,
@@ -79,6 +84,10 @@ def train(
         cpu, cuda or cuda:N.
     precision
         auto, fp32 or bf16.
+    sync
+        All workers wait for each other and share one update (A2C).
+    max_restarts
+        Dead or hung workers that are replaced before the run fails.
     set_
         Any other key of the configuration, e.g. --set a3c.gamma=0.995 --set policy.head_config.slots=40.
     logs
@@ -113,7 +122,7 @@ def _resume(
     text: str, env: str | None, recipe: str | None, overrides: dict[str, Any], logs: Path, trust: bool
 ) -> int:
     from neurocoder.errors import ConfigError
-    from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint
+    from neurocoder.runs.checkpoint import load_newest, recover
     from neurocoder.runs.run import Run
     from neurocoder.runs.training import prepare, run_training
 
@@ -121,7 +130,10 @@ def _resume(
     stored = run.config()
     _refuse_conflicts(stored, env, recipe, overrides)
     with run:
-        checkpoint = load_checkpoint(find_checkpoint(run.checkpoints))
+        recover(run.checkpoints)
+        checkpoint, damaged = load_newest(run.checkpoints)
+        for error in damaged:
+            print(f"neurocoder: {error}; going on from {checkpoint.path}", file=sys.stderr, flush=True)
         done = checkpoint.state.get("agent_steps")
         if not isinstance(done, int):
             raise ConfigError(f"{checkpoint.path / 'state.json'}: agent_steps is missing")
@@ -129,7 +141,9 @@ def _resume(
             print(f"{run.path} has its {stored.steps:,} agent steps already: nothing to do")
             return 0
         config, policy = prepare(stored, checkpoint, trust=trust)
-        print(f"resuming at {done:,} agent steps; games start anew", flush=True)
+        exact = stored.protocol is None or stored.vectorization == "sync"
+        games = "games go on where they were" if exact else "games start anew (vectorization = native)"
+        print(f"resuming at {done:,} agent steps; {games}", flush=True)
         _announce(config, policy, run.path)
         return _conclude(run.path, run_training(config, policy, run, checkpoint, trust=trust))
 
@@ -160,8 +174,10 @@ def _announce(config: "TrainConfig", policy: Any, path: Path) -> None:
     network = f"{config.policy.encoder} → {config.policy.core} → {config.policy.head} heads"
     print(f"{config.env}: {config.agent}, {network}, {parameters:,} parameters, {config.precision}")
     if config.protocol is not None:
-        print(f"protocol {config.protocol.describe()}")
+        print(f"protocol {config.describe_protocol()}")
     games = f"{config.a3c.workers} workers × {config.a3c.envs_per_worker} games"
+    if config.a3c.sync:
+        games += ", in step (A2C)"
     print(f"{games}, {config.steps:,} agent steps, seed {config.seed}; writing {path}", flush=True)
 
 

@@ -11,9 +11,9 @@ from neurocoder.agents.a3c import (
     learning_rate,
     loss_and_metrics,
     policy_gradient_loss,
-    rollouts,
     value_loss,
 )
+from neurocoder.agents.rollout import rollouts
 from neurocoder.envs import make_vec
 from neurocoder.errors import ConfigError
 from neurocoder.policies import HEADS, Policy, PolicyConfig
@@ -131,7 +131,7 @@ def small_policy(core="none", head="linear"):
 def first_rollouts(env_id, count=3, core="none", n_steps=3):
     policy = small_policy(core)
     envs = make_vec(env_id, 2)
-    stream = rollouts(policy, envs, A3CConfig(n_steps=n_steps), [1, 2], torch.Generator().manual_seed(0))
+    stream = rollouts(policy, envs, n_steps, [1, 2], torch.Generator().manual_seed(0))
     return policy, [next(stream) for _ in range(count)]
 
 
@@ -192,7 +192,9 @@ def test_the_loss_is_the_sum_of_its_parts_and_rewards_are_clipped_for_learning_o
 def test_the_auxiliary_loss_enters_the_gradient_once():
     config = A3CConfig(n_steps=3)
     policy = small_policy(head="neurocoder")
-    stream = rollouts(policy, make_vec("Clock-v0", 2), config, [1, 2], torch.Generator().manual_seed(0))
+    stream = rollouts(
+        policy, make_vec("Clock-v0", 2), config.n_steps, [1, 2], torch.Generator().manual_seed(0)
+    )
     rollout = next(stream)
     with torch.no_grad():
         policy.actor.memory_u.add_(0.3)
@@ -213,7 +215,9 @@ def test_the_auxiliary_loss_enters_the_gradient_once():
 def test_every_head_learns_with_its_loss_and_diagnostics(head):
     config = A3CConfig(n_steps=3)
     policy = small_policy(head=head)
-    stream = rollouts(policy, make_vec("Clock-v0", 2), config, [1, 2], torch.Generator().manual_seed(0))
+    stream = rollouts(
+        policy, make_vec("Clock-v0", 2), config.n_steps, [1, 2], torch.Generator().manual_seed(0)
+    )
     loss, metrics = loss_and_metrics(policy, next(stream), config)
     loss.backward()
     assert all(np.isfinite(value) for value in metrics.values())

@@ -1,48 +1,29 @@
-"""Shared parameters: gradients that are known, an optimiser that is torch's, processes that end."""
-
-import multiprocessing
-import os
-import signal
-import threading
-from dataclasses import replace
-from functools import partial
+"""Shared parameters: gradients that are known, an optimiser that is torch's, a board without locks."""
 
 import pytest
 import torch
 from torch import nn
 
-from neurocoder.agents.a3c import A3CConfig, NonFiniteLossError
+from neurocoder.agents.a3c import A3CConfig
 from neurocoder.agents.hogwild import (
+    Board,
     FlatParameters,
     LocalCopy,
     SharedModel,
-    TrainSpec,
-    WorkerError,
+    SharedUpdate,
     clip_gradient_,
-    train,
-    worker_seeds,
 )
+from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.envs import make_vec
 from neurocoder.policies import Policy, PolicyConfig
 
 
 def cartpole(**a3c):
-    config = A3CConfig(**(dict(workers=1, envs_per_worker=2, n_steps=4, reward_clip=0.0) | a3c))
-    make_envs = partial(make_vec, "CartPole-v1")
-    envs = make_envs(1)
-    policy_config = PolicyConfig(core="none")
+    config = A3CConfig(workers=1, **a3c)
+    envs = make_vec("CartPole-v1", 1)
     torch.manual_seed(0)
-    policy = Policy(envs.single_observation_space, envs.single_action_space, policy_config)
-    spec = TrainSpec(
-        make_envs=make_envs,
-        observation_space=envs.single_observation_space,
-        action_space=envs.single_action_space,
-        policy=policy_config,
-        a3c=config,
-        total_steps=64,
-        seed=0,
-    )
-    return policy, spec, SharedModel(policy, config)
+    policy = Policy(envs.single_observation_space, envs.single_action_space, PolicyConfig(core="none"))
+    return policy, SharedModel(policy, config)
 
 
 def test_known_gradients_reach_the_shared_model_update_after_update():
@@ -102,7 +83,7 @@ def test_modules_with_buffers_are_refused():
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])
 def test_two_holders_of_the_shared_optimizer_step_like_one(name):
-    policy, _, _ = cartpole()
+    policy, _ = cartpole()
     config = A3CConfig(optimizer=name, learning_rate=0.01)
     shared = SharedModel(policy, config)
     reference = nn.Parameter(shared.values.clone())
@@ -131,11 +112,11 @@ def test_clip_gradient_scales_only_what_is_too_long():
 
 
 def test_optimizer_state_round_trips_and_foreign_state_is_refused():
-    _, _, shared = cartpole()
+    _, shared = cartpole()
     shared.statistics["exp_avg"].fill_(3.0)
     shared.updates.fill_(7)
     saved = shared.state()
-    _, _, other = cartpole()
+    _, other = cartpole()
     other.load_state(saved)
     assert other.updates.item() == 7 and (other.statistics["exp_avg"] == 3).all()
     with pytest.raises(Exception, match="does not fit"):
@@ -143,9 +124,9 @@ def test_optimizer_state_round_trips_and_foreign_state_is_refused():
 
 
 def test_copy_into_returns_the_parameters_that_went_in():
-    policy, _, shared = cartpole()
+    policy, shared = cartpole()
     expected = {k: v.clone() for k, v in policy.state_dict().items()}
-    fresh, _, _ = cartpole()
+    fresh, _ = cartpole()
     with torch.no_grad():
         for parameter in fresh.parameters():
             parameter.zero_()
@@ -154,49 +135,53 @@ def test_copy_into_returns_the_parameters_that_went_in():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
 
 
-def test_every_worker_and_game_has_a_seed_of_its_own():
-    seeds = [seed for worker in range(4) for seed in worker_seeds(3, worker, 8)[1]]
-    assert len(set(seeds)) == 32 and all(0 <= seed < 2**31 for seed in seeds)
-    assert worker_seeds(3, 0, 8) == worker_seeds(3, 0, 8)
-    assert worker_seeds(3, 0, 8) != worker_seeds(3, 0, 8, resumed_at=100)
+def test_workers_of_a2c_share_the_mean_of_their_gradients():
+    config = A3CConfig(
+        workers=3, sync=True, optimizer="rmsprop", rmsprop_decay=0.0, optimizer_eps=1e6, max_grad_norm=0.0
+    )
+    weight = nn.Linear(1, 1, bias=False)
+    shared = SharedModel(weight, config)
+    for worker, gradient in enumerate((1.0, 2.0, 6.0)):
+        local = LocalCopy(nn.Linear(1, 1, bias=False), shared, config)
+        local.pull()
+        (local.module.weight * gradient).sum().backward()
+        local.deliver(shared.gradients[worker])
+    before = shared.values[0].item()
+    assert SharedUpdate(shared, config).apply(learning_rate=1e6) == 3.0
+    assert before - shared.values[0].item() == pytest.approx(3.0, rel=1e-4)
+    shared.gradients[1, 0] = float("nan")
+    after = shared.values.clone()
+    with pytest.raises(NonFiniteLossError, match="the update was not applied"):
+        SharedUpdate(shared, config).apply(learning_rate=1e6)
+    torch.testing.assert_close(shared.values, after, rtol=0, atol=0)
 
 
-def test_workers_change_the_shared_model_and_count_the_steps():
-    _, spec, shared = cartpole(workers=2)
-    before = shared.values.clone()
-    records = list(train(spec, shared, threading.Event()))
-    assert {r.worker for r in records} <= {0, 1}
-    assert sorted(r.agent_steps for r in records) == list(range(8, 65, 8))
-    assert shared.updates.item() == len(records) == 8
-    assert (shared.values - before).abs().max() > 1e-5
-    assert torch.isfinite(shared.values).all()
+def test_one_gradient_alone_is_applied_as_a3c_would():
+    results = []
+    for sync in (False, True):
+        policy, shared = cartpole(sync=sync, max_grad_norm=0.1)
+        local = LocalCopy(policy, shared, A3CConfig(sync=sync, max_grad_norm=0.1))
+        local.pull()
+        sum(p.square().sum() for p in policy.parameters()).backward()
+        if sync:
+            local.deliver(shared.gradients[0])
+            SharedUpdate(shared, A3CConfig(max_grad_norm=0.1)).apply(0.01)
+        else:
+            local.push(0.01)
+        results.append(shared.values.clone())
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-def test_a_loss_that_is_not_finite_never_reaches_the_shared_model():
-    _, spec, shared = cartpole(value_coefficient=1e38, reward_clip=0.0)
-    with torch.no_grad():
-        shared.values.mul_(1e4)
-    before = shared.values.clone()
-    with pytest.raises(NonFiniteLossError, match=r"the update was not applied"):
-        list(train(spec, shared, threading.Event()))
-    torch.testing.assert_close(shared.values, before, rtol=0, atol=0)
-
-
-def test_a_killed_worker_is_named_with_its_exit_code_and_nothing_is_left():
-    _, spec, shared = cartpole()
-    spec = replace(spec, total_steps=10**9)
-    stream = train(spec, shared, threading.Event())
-    next(stream)
-    (child,) = multiprocessing.active_children()
-    os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(WorkerError, match=r"worker 0 died \(exit code -9\)"):
-        for _ in stream:
-            pass
-    assert not multiprocessing.active_children()
-
-
-def test_a_failing_environment_reports_its_traceback():
-    _, spec, shared = cartpole()
-    spec = replace(spec, make_envs=partial(make_vec, "NoSuchEnv-v0"))
-    with pytest.raises(WorkerError, match=r"worker 0 failed:(.|\n)*unknown environment 'NoSuchEnv-v0'"):
-        list(train(spec, shared, threading.Event()))
+def test_the_board_counts_and_asks_for_a_pause_when_it_is_due():
+    board = Board(2, agent_steps=100, checkpoint_at=120)
+    board.steps[0] += 12
+    board.pause_if_due()
+    assert board.agent_steps == 112 and not board.pausing
+    board.steps[1] += 12
+    board.pause_if_due()
+    assert board.agent_steps == 124 and board.pausing and not board.stopping
+    board.pausing, board.stopping, board.checkpoint_at = False, True, 0
+    board.pause_if_due()
+    assert board.stopping and not board.pausing
+    board.beat(1)
+    assert board.beats[1] > board.beats[0]

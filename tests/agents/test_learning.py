@@ -4,8 +4,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from neurocoder.agents.a3c import A3CConfig, loss_and_metrics, rollouts
+from neurocoder.agents.a3c import A3CConfig, loss_and_metrics
 from neurocoder.agents.player import Player, evaluate
+from neurocoder.agents.rollout import rollouts
 from neurocoder.envs import make_vec
 from neurocoder.policies import Policy, PolicyConfig
 from neurocoder.runs.config import resolve
@@ -44,7 +45,7 @@ def test_box_actions_hit_the_target():
     envs = make_vec("Target-v0", 32)
     policy = Policy(envs.single_observation_space, envs.single_action_space, PolicyConfig(core="none"))
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
-    stream = rollouts(policy, envs, config, list(range(32)), torch.Generator().manual_seed(0))
+    stream = rollouts(policy, envs, config.n_steps, list(range(32)), torch.Generator().manual_seed(0))
 
     def score():
         played = evaluate(Player(policy, deterministic=True), make_vec("Target-v0", 32), 128, seed=9)

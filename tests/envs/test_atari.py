@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,12 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
 from neurocoder.envs import (
+    ENGINES,
     PROTOCOLS,
     AtariEnvs,
     AtariProtocol,
     EnvError,
+    EpisodeRecorder,
     env_ids,
     env_spec,
     get_protocol,
@@ -434,7 +437,7 @@ def test_a_seed_makes_the_single_form_start_a_new_game_after_a_lost_life() -> No
 
 @pytest.mark.parametrize("change", [{"normalisation": "running"}, {"fire_reset": True}])
 def test_what_the_wrappers_cannot_do_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(EnvError, match="need the vector form"):
+    with pytest.raises(EnvError, match="need the native vector environment"):
         make_atari(PONG, replace(EXACT, **change))
 
 
@@ -448,6 +451,122 @@ def test_a_cap_below_the_no_op_starts_still_ends_games() -> None:
     with closing(make_vec(PONG, 4, protocol=replace(EXACT, noop_max=30, max_frames=4))) as envs:
         for *_, truncated, info in walk(envs, (0,), 30):
             np.testing.assert_array_equal(info["game_over"], truncated)
+
+
+# ------------------------------------------------------------------------------- one engine, another
+
+
+@pytest.mark.parametrize(
+    ("max_frames", "steps"), [(108_000, 330), (100, 30)], ids=["ends", "cap on a lost life"]
+)
+def test_both_engines_say_the_same_of_lost_lives_and_of_ended_games(max_frames: int, steps: int) -> None:
+    """Without chance in the game; the second of two games plays otherwise, so that rows differ."""
+    protocol = replace(LIVES, max_frames=max_frames)
+    rng = np.random.default_rng(0)
+    with (
+        closing(make_vec(BREAKOUT, 2, protocol=protocol)) as native,
+        closing(make_vec(BREAKOUT, 2, protocol=protocol, vectorization="sync")) as sync,
+    ):
+        np.testing.assert_array_equal(native.reset(seed=0)[0], sync.reset(seed=0)[0])
+        lost = over = 0
+        for k in range(steps):
+            actions = np.array([(1, 2)[k % 2], rng.integers(4)])
+            *ours, info = native.step(actions)
+            *theirs, info_sync = sync.step(actions)
+            for a, b in zip(ours, theirs, strict=True):
+                assert a.dtype == b.dtype and a.shape == b.shape
+                np.testing.assert_array_equal(a, b)
+            assert {"game_over", "episode", "_episode", "lives", "episode_frame_number"} <= info_sync.keys()
+            assert ("final_obs" in info) == ("final_obs" in info_sync) == ("_final_obs" in info_sync)
+            for key in ("game_over", "_episode", "lives", "episode_frame_number", "episode", "_final_obs"):
+                np.testing.assert_equal(info_sync.get(key), info.get(key), err_msg=key)
+            if "final_obs" in info:
+                rows = info["_final_obs"]
+                np.testing.assert_array_equal(info["final_obs"][rows], info_sync["final_obs"][rows])
+            over += int(info["game_over"].sum())
+            lost += int((ours[2] & ~info["game_over"]).sum())
+    assert over >= 1 and (lost >= 8 or max_frames == 100)
+
+
+def test_scores_of_another_engine_have_another_hash() -> None:
+    p = AtariProtocol()
+    assert p.hash_on(ENGINES["native"]) == p.hash != p.hash_on(ENGINES["sync"])
+    assert p.hash_on(ENGINES["sync"]) in p.describe(ENGINES["sync"])
+    with pytest.raises(ConfigError, match=r"engine='envpool' must be one of \('ale-native-vector'"):
+        p.hash_on("envpool")
+
+
+# ------------------------------------------------------------------------------- double buffering
+
+
+def record(result: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copies, so that what an engine did to its buffers afterwards would show."""
+    return deepcopy(result)
+
+
+@pytest.mark.parametrize("vectorization", ENGINES)
+def test_two_groups_stepped_in_turn_play_as_if_each_were_alone(vectorization: str) -> None:
+    protocol = AtariProtocol(noop_max=5, life_loss_ends_episode=True, max_frames=80)
+    steps = 30
+
+    def groups() -> list[EpisodeRecorder]:
+        return [make_vec(BREAKOUT, 1, protocol=protocol, vectorization=vectorization) for _ in range(2)]
+
+    actions = np.random.default_rng(2).integers(4, size=(steps, 2, 1))
+    alone = []
+    for index, envs in enumerate(groups()):
+        with closing(envs):
+            alone.append([envs.reset(seed=10 * index)])
+            alone[index] += [envs.step(actions[k, index]) for k in range(steps)]
+    a, b = groups()
+    with closing(a), closing(b):
+        in_turn = [[record(a.reset(seed=0))], [record(b.reset(seed=10))]]
+        a.step_async(actions[0, 0])
+        for k in range(steps):
+            b.step_async(actions[k, 1].copy())
+            in_turn[0].append(record(a.step_wait()))
+            if k + 1 < steps:
+                a.step_async(actions[k + 1, 0].copy())
+            in_turn[1].append(record(b.step_wait()))
+    assert any(info["_episode"].any() for *_, info in alone[0][1:])
+    for ours, theirs in zip(in_turn, alone, strict=True):
+        for got, expected in zip(ours, theirs, strict=True):
+            np.testing.assert_equal(got, expected)
+
+
+@pytest.mark.parametrize("vectorization", ENGINES)
+def test_steps_begun_and_ended_out_of_turn_are_refused(vectorization: str) -> None:
+    with closing(make_vec(PONG, 1, vectorization=vectorization)) as envs:
+        envs.reset(seed=0)
+        with pytest.raises(gym.error.NoAsyncCallError, match="step_wait"):
+            envs.step_wait()  # a bare recv() would wait for ever
+        action = np.array([0])
+        envs.step_async(action)
+        with pytest.raises(gym.error.AlreadyPendingCallError, match="step_async"):
+            envs.step_async(action)
+        with pytest.raises(gym.error.AlreadyPendingCallError, match="reset"):
+            envs.reset(seed=0)
+        envs.step_wait()
+        _, info = envs.reset(seed=0)
+        assert info["episode_frame_number"][0] == 0
+
+
+@pytest.mark.parametrize("vectorization", ENGINES)
+def test_environments_close_in_the_middle_of_a_step(vectorization: str) -> None:
+    envs = make_vec(PONG, 2, vectorization=vectorization)
+    envs.reset(seed=0)
+    envs.step_async(np.array([0, 0]))
+    envs.close()
+
+
+def test_the_actions_of_a_step_in_progress_do_not_change_with_the_callers_array() -> None:
+    with closing(make_vec("Pendulum-v1", 1)) as envs, closing(make_vec("Pendulum-v1", 1)) as same:
+        envs.reset(seed=0)
+        same.reset(seed=0)
+        actions = np.array([[1.0]], np.float32)
+        envs.step_async(actions)
+        actions[:] = -1
+        np.testing.assert_array_equal(envs.step_wait()[0], same.step(np.array([[1.0]], np.float32))[0])
 
 
 # ------------------------------------------------------------------------------------ normalisation

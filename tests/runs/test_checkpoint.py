@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from torch import Tensor, nn
 from neurocoder.runs import checkpoint as module
 from neurocoder.runs.checkpoint import (
     CheckpointError,
+    Retention,
     best_step,
     find_checkpoint,
     load_checkpoint,
+    load_newest,
     load_parameters,
     read_state,
     recover,
@@ -34,7 +38,9 @@ def save(
     folder: Path, step: int, value: float = 1.0, mean_return: float | None = None, keep: int = 3
 ) -> Path:
     optimizer = {"updates": torch.tensor(float(step))}
-    return save_checkpoint(folder, step, tensors(value), optimizer, {"mean_return": mean_return}, keep)
+    return save_checkpoint(
+        folder, step, tensors(value), optimizer, {"mean_return": mean_return}, Retention(keep)
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -50,19 +56,27 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     loaded = load_checkpoint(path)
     torch.testing.assert_close(loaded.model, tensors(3.5), rtol=0, atol=0)
     assert loaded.optimizer is not None and loaded.optimizer["updates"] == 20
-    assert loaded.state == {"format": 1, "agent_steps": 20, "mean_return": 1.25}
+    assert loaded.state.pop("sha256").keys() == {
+        f"{n}.safetensors" for n in ("model", "optimizer", "workers")
+    }
+    assert loaded.state == {"format": 2, "agent_steps": 20, "mean_return": 1.25}
     assert load_checkpoint(path, with_optimizer=False).optimizer is None
 
 
 def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
     first, *others = [contents(save(tmp_path / str(k), 20)) for k in range(8)]
-    assert sorted(first) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    assert sorted(first) == [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "workers.safetensors",
+    ]
     assert all(other == first for other in others)
 
 
 def test_tensors_that_are_not_contiguous_are_saved_as_they_look(tmp_path: Path) -> None:
     turned = torch.arange(6.0).view(2, 3).T
-    path = save_checkpoint(tmp_path, 1, {"x": turned}, {}, {}, 1)
+    path = save_checkpoint(tmp_path, 1, {"x": turned}, {}, {}, Retention(1))
     torch.testing.assert_close(load_checkpoint(path).model["x"], turned, rtol=0, atol=0)
 
 
@@ -118,7 +132,7 @@ def test_a_save_that_fails_leaves_the_previous_checkpoint_and_no_other(
     folder_with_one: Path, fails_midway: None
 ) -> None:
     before = contents(folder_with_one)
-    with pytest.raises(DiskFull):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         save(folder_with_one, 20, value=2.0, keep=1)
     assert contents(folder_with_one) == before
     assert os.listdir(folder_with_one) == ["10"]
@@ -126,7 +140,7 @@ def test_a_save_that_fails_leaves_the_previous_checkpoint_and_no_other(
 
 def test_a_failed_rewrite_of_a_checkpoint_leaves_it_whole(folder_with_one: Path, fails_midway: None) -> None:
     before = contents(folder_with_one)
-    with pytest.raises(DiskFull):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         save(folder_with_one, 10, value=2.0)
     assert contents(folder_with_one) == before
 
@@ -240,11 +254,11 @@ def test_a_missing_state_is_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "\udcff", "[]", "null", "{}", '{"format": 2}', '{"format": "1"}'])
+@pytest.mark.parametrize("text", ["", "{", "\udcff", "[]", "null", "{}", '{"format": 1}', '{"format": "2"}'])
 def test_a_state_that_is_damaged_or_of_another_format_is_refused(tmp_path: Path, text: str) -> None:
     path = save(tmp_path, 10)
     (path / "state.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(CheckpointError, match=r"state\.json: (damaged|expected checkpoint format 1, found)"):
+    with pytest.raises(CheckpointError, match=r"state\.json: (damaged|expected checkpoint format 2, found)"):
         read_state(path)
 
 
@@ -314,11 +328,53 @@ def test_a_checkpoint_of_another_network_names_the_keys_and_copies_nothing(chang
     torch.testing.assert_close(target.state_dict(), before, rtol=0, atol=0)
 
 
-def test_a_foreign_safetensors_file_names_the_keys(tmp_path: Path) -> None:
+def test_a_file_from_elsewhere_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 10)
-    save_file({"conv1.weight": torch.zeros(1)}, path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"missing 0\.bias, .*unknown conv1\.weight"):
-        load_parameters(network(), load_checkpoint(path).model, path)
+    save_file(tensors(2.0), path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged, or not the file that was saved"):
+        load_checkpoint(path)
+
+
+def test_one_turned_bit_is_noticed_and_the_checkpoint_before_is_loaded(tmp_path: Path) -> None:
+    save(tmp_path, 10, value=1.0)
+    file = save(tmp_path, 20, value=2.0) / "optimizer.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    checkpoint, damaged = load_newest(tmp_path)
+    assert checkpoint.path.name == "10" and [str(file) in str(error) for error in damaged] == [True]
+    shutil.rmtree(tmp_path / "10")
+    with pytest.raises(CheckpointError, match=r"20/optimizer\.safetensors: damaged"):
+        load_newest(tmp_path)
+
+
+def test_milestones_are_kept_for_ever(tmp_path: Path) -> None:
+    for step in range(0, 1000, 70):
+        save_checkpoint(tmp_path, step, tensors(), {}, {}, Retention(2, milestone_every=300))
+    # 0 the untrained one, then the first at or after 300, 600, 900, and the newest two
+    assert saved_steps(tmp_path) == [0, 350, 630, 910, 980]
+
+
+def test_a_checkpoint_in_use_is_not_dropped(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        save_checkpoint(tmp_path, step, tensors(), {}, {}, Retention(1), in_use={10})
+    assert saved_steps(tmp_path) == [10, 30]
+
+
+def test_the_disk_s_own_error_is_survived(tmp_path: Path) -> None:
+    """A limit on file sizes makes real writes fail midway, as a full disk does."""
+    save(tmp_path, 10)
+    before = contents(tmp_path)
+    script = (
+        "import resource, sys, torch; from pathlib import Path\n"
+        "from neurocoder.runs.checkpoint import *\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try: save_checkpoint(Path(sys.argv[1]), 20, {'a': torch.zeros(10_000)}, {}, {}, Retention(1))\n"
+        "except CheckpointError as error: print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)
+    assert "20: cannot be written: " in result.stdout and not result.stderr
+    assert contents(tmp_path) == before
 
 
 def test_a_state_is_plain_json(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from neurocoder.agents.a3c import NonFiniteLossError
-from neurocoder.agents.hogwild import WorkerError
+from neurocoder.agents.rollout import NonFiniteLossError
+from neurocoder.agents.supervisor import WorkerError
 from neurocoder.errors import NeurocoderError
 from neurocoder.runs.checkpoint import read_state
 from neurocoder.runs.cli import main

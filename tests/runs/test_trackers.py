@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from neurocoder.agents.a3c import Episode
-from neurocoder.agents.hogwild import Record
+from neurocoder.agents.rollout import Episode
+from neurocoder.agents.worker import Record
 from neurocoder.runs import trackers
-from neurocoder.runs.trackers import WINDOW, ConsoleTracker, CsvTracker, Row, RowMaker, close_all
+from neurocoder.runs.trackers import WINDOW, ConsoleTracker, CsvTracker, Row, RowMaker, Trackers
 
 NAN = float("nan")
 
@@ -281,5 +281,5 @@ def test_one_tracker_that_cannot_be_closed_does_not_keep_the_others_open(
             raise OSError("disk full")
 
     file = io.StringIO()
-    close_all([Full(), file])  # type: ignore[list-item]
+    Trackers(Full(), file).close()  # type: ignore[list-item]
     assert file.closed and "Full could not be closed: disk full" in capsys.readouterr().err

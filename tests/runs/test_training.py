@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from neurocoder.agents.a3c import NonFiniteLossError
+from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.envs import PROTOCOLS
 from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint, saved_steps
 from neurocoder.runs.cli import main
@@ -47,7 +47,10 @@ def rows(run: Run) -> list[dict[str, str]]:
 
 
 def without_time(run: Run) -> list[dict[str, str]]:
-    return [{k: v for k, v in row.items() if k not in TIME_COLUMNS} for row in rows(run)]
+    return [
+        {k: v for k, v in row.items() if k not in TIME_COLUMNS and not k.startswith("time/")}
+        for row in rows(run)
+    ]
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "ALE/Breakout-v5"])
@@ -197,3 +200,69 @@ def test_precision_auto_follows_the_processor_flags(monkeypatch):
 def test_bf16_trains(tmp_path):
     run = train_small(tmp_path, "ALE/Pong-v5", steps=64, precision="bf16")
     assert rows(run)[-1]["loss"]
+
+
+# ------------------------------------------------------------------------------------------------ exactness
+
+
+def train_command(logs: Path, *arguments: str, **options) -> list[str]:
+    flags = [f"--set={key}={value}" for key, value in options.items()]
+    return [sys.executable, "-m", "neurocoder.runs.cli", "train", *arguments, "--logs", str(logs), *flags]
+
+
+def kill_at_checkpoint(command: list[str], logs: Path, step: int) -> Run:
+    """Run `command` and kill -9 it as soon as checkpoint `step` is there."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not (found := list(logs.glob(f"*/*/checkpoints/{step}"))):
+            assert process.poll() is None, "ended before its checkpoint"
+            time.sleep(0.001)
+        process.kill()
+    return Run(found[0].parent.parent)
+
+
+EXACT = {
+    "seed": 5,
+    "a3c.workers": 1,
+    "a3c.envs_per_worker": 2,
+    "a3c.n_steps": 8,
+    "vectorization": '"sync"',
+    "log_every": 64,
+    "evaluation.every": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("env", "options"),
+    [
+        ("ALE/Breakout-v5", {}),
+        ("ALE/Pong-v5", {"preset": "dqn2015", "protocol.sticky": 0.25, "policy.head": '"moe"'}),
+        ("CartPole-v1", {"policy.core": '"gru"', "a3c.env_groups": 2, "a3c.vtrace": "true"}),
+        ("Pendulum-v1", {"a3c.workers": 2, "a3c.sync": "true"}),
+    ],
+)
+def test_n_steps_are_half_of_them_kill_9_and_the_other_half(tmp_path, env, options):
+    half = 1024
+    settings = EXACT | {"steps": 2 * half, "checkpoint_every": half} | options
+    whole = subprocess.run(train_command(tmp_path / "whole", env, **settings), capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    (expected,) = find_runs(tmp_path / "whole")
+    killed = kill_at_checkpoint(train_command(tmp_path, env, **settings), tmp_path, half)
+    assert saved_steps(killed.checkpoints) == [0, half]
+    resumed = subprocess.run(
+        train_command(tmp_path, "--resume", str(killed.path)), capture_output=True, text=True
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resuming at {half:,} agent steps; games go on where they were" in resumed.stdout
+    for file in ("model", "optimizer", "workers"):
+        one, two = (run.checkpoints / f"{2 * half}/{file}.safetensors" for run in (expected, killed))
+        assert one.read_bytes() == two.read_bytes(), file
+    assert without_time(expected) == without_time(killed)
+
+
+def test_the_native_games_start_anew_and_the_run_says_so(tmp_path):
+    settings = EXACT | {"steps": 512, "checkpoint_every": 256, "vectorization": '"native"'}
+    run = kill_at_checkpoint(train_command(tmp_path, "ALE/Pong-v5", **settings), tmp_path, 256)
+    resumed = subprocess.run(
+        train_command(tmp_path, "--resume", str(run.path)), capture_output=True, text=True
+    )
+    assert resumed.returncode == 0 and "games start anew (vectorization = native)" in resumed.stdout

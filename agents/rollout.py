@@ -1,0 +1,245 @@
+"""Acting: an actor plays its games with a policy and hands out what happened, `n_steps` of every game at a time.
+
+Shape suffixes: T time (n_steps), B batch (games of one actor).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurocoder.envs import EpisodeRecorder, GameState
+from neurocoder.errors import NeurocoderError
+from neurocoder.policies import Policy, State, to_env_action
+from neurocoder.policies.tape import Tape
+
+
+class NonFiniteLossError(NeurocoderError):
+    """Raised when a loss, a gradient (before it reaches the shared network) or an output is not finite."""
+
+    exit_code = 1
+
+
+class Episode(NamedTuple):
+    """A whole episode that ended: raw return and length in agent steps."""
+
+    raw_return: float
+    length: int
+
+
+@dataclass(slots=True)
+class Rollout:
+    """`n_steps` steps of one actor's games, as they were played.
+
+    ======================= ======== ==================================================================
+    observation             T, B, …  what the policy saw
+    episode_start           T, B     bool: the first observation of a (training) episode
+    action                  T, B, …  as the distribution drew it
+    log_prob                T, B     log π(action) when it was drawn
+    reward                  T, B     raw
+    terminated, truncated   T, B     bool, never both
+    truncation_value        T, B     V of the last observation where truncated, else 0
+    bootstrap_value         B        V of the observation after the last step
+    initial_state           B, …     recurrent state before the first step
+    ======================= ======== ==================================================================
+
+    ``tape`` holds what the trunk of the network computed, until the actor plays on; None if nothing was kept.
+    """
+
+    observation: Tensor
+    episode_start: Tensor
+    action: Tensor
+    log_prob: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    truncation_value: Tensor
+    bootstrap_value: Tensor
+    initial_state: State
+    tape: Tape | None = None
+    episodes: list[Episode] = field(default_factory=list)
+    emulation_seconds: float = 0.0
+    acting_seconds: float = 0.0
+
+    def next_value(self, value_TB: Tensor) -> Tensor:
+        """Return V of the state that each step led to, [T, B], given V of the states themselves."""
+        following = torch.cat((value_TB[1:], self.bootstrap_value[None]))
+        return torch.where(self.truncated, self.truncation_value, following)
+
+
+class ActorState(NamedTuple):
+    """Where an actor stands between two rollouts. ``games`` is None where games cannot be restored."""
+
+    generator: Tensor
+    recurrent: State
+    episode_start: Tensor
+    games: list[GameState] | None
+
+
+class Actor:
+    """Plays the games of `envs` with `policy`, drawing actions with `generator`.
+
+    After :meth:`reset` or :meth:`restore`, a rollout is `n_steps` times :meth:`act` and :meth:`receive` and
+    one :meth:`finish`; :func:`play` does that. Emulators run from `act` to `receive`, so that two actors in
+    turn keep both the processor of the network and those of the emulators busy. Between two rollouts the
+    owner may change the policy in place. `beat` is called once a step: a sign of life.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        envs: EpisodeRecorder,
+        generator: torch.Generator,
+        *,
+        tape: Tape | None = None,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.policy, self.envs, self.generator, self.tape = policy, envs, generator, tape
+        self._beat = beat
+        self._device = next(policy.parameters()).device
+        self._steps: list[tuple[Tensor, ...]] = []
+        self._episodes: list[Episode] = []
+        self._emulation = self._acting = 0.0
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Start all games anew, one seed each."""
+        observation, _ = self.envs.reset(seed=list(seeds))
+        self._go_on_from(
+            observation,
+            self.policy.initial_state(self.envs.num_envs),
+            torch.ones(self.envs.num_envs, dtype=torch.bool),
+        )
+
+    def state(self) -> ActorState:
+        """Return what :meth:`restore` needs to go on from here, to the bit where the games allow it."""
+        games = self.envs.get_state() if self.envs.exactly_resumable else None
+        return ActorState(self.generator.get_state(), self._state, self._start, games)
+
+    def restore(self, saved: ActorState) -> None:
+        """Go on where :meth:`state` was called; ``saved.games`` must be there.
+
+        Raises
+        ------
+        EnvError
+            The games are not deterministic given their seeds and actions: :meth:`reset` starts them anew.
+        """
+        assert saved.games is not None
+        self.generator.set_state(saved.generator)
+        observation = self.envs.set_state(saved.games)
+        device = self._device
+        self._go_on_from(observation, tuple(part.to(device) for part in saved.recurrent), saved.episode_start)
+
+    def _go_on_from(self, observation: np.ndarray, state: State, start: Tensor) -> None:
+        self._seen = torch.as_tensor(observation)
+        self._state = self._initial_state = state
+        self._start = start
+
+    @torch.no_grad()
+    def act(self) -> None:
+        """Draw an action for every game and set the games going."""
+        began = perf_counter()
+        device = self._device
+        logits, self._state = self.policy.act(
+            self._seen.to(device), self._state, self._start.to(device), self.tape
+        )
+        if not logits.isfinite().all():
+            raise NonFiniteLossError("the policy's outputs are not finite")
+        action = self.policy.distribution(logits).sample(self.generator).cpu()
+        self._pending = (self._seen, self._start, action, logits)
+        acted = perf_counter()
+        self.envs.step_async(to_env_action(self.envs.single_action_space, action))
+        self._acting += acted - began
+        self._emulation += perf_counter() - acted
+        self._beat()
+
+    @torch.no_grad()
+    def receive(self) -> None:
+        """Wait for the games and note what came of the actions."""
+        began = perf_counter()
+        observation, reward, terminated, truncated, info = self.envs.step_wait()
+        self._emulation += perf_counter() - began
+        truncated = truncated & ~terminated
+        last_value = torch.zeros(self.envs.num_envs)
+        if truncated.any():
+            where = torch.from_numpy(truncated)
+            last_value[where] = self._value(info["final_obs"], torch.zeros_like(where))[where]
+        self._steps.append(
+            (
+                *self._pending,
+                torch.as_tensor(reward, dtype=torch.float32),
+                torch.from_numpy(terminated),
+                torch.from_numpy(truncated),
+                last_value,
+            )
+        )
+        self._episodes += [
+            Episode(float(info["episode"]["r"][i]), int(info["episode"]["l"][i]))
+            for i in np.flatnonzero(info["_episode"])
+        ]
+        self._seen = torch.as_tensor(observation)
+        self._start = torch.from_numpy(terminated | truncated)
+
+    @torch.no_grad()
+    def finish(self) -> Rollout:
+        """Return the steps since the last call as one rollout."""
+        began = perf_counter()
+        bootstrap = self._value(self._seen, self._start)
+        columns = [torch.stack(column) for column in zip(*self._steps, strict=True)]
+        observation, start, action, logits, reward, terminated, truncated, last_value = columns
+        log_prob = self.policy.distribution(logits).log_prob(action.to(self._device)).float().cpu()
+        rollout = Rollout(
+            observation=observation,
+            episode_start=start,
+            action=action,
+            log_prob=log_prob,
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            truncation_value=last_value,
+            bootstrap_value=bootstrap,
+            initial_state=self._initial_state,
+            tape=self.tape,
+            episodes=self._episodes,
+            emulation_seconds=self._emulation,
+            acting_seconds=self._acting + perf_counter() - began,
+        )
+        self._initial_state = self._state
+        self._steps, self._episodes = [], []
+        self._emulation = self._acting = 0.0
+        return rollout
+
+    def _value(self, observation: Any, start: Tensor) -> Tensor:
+        """Return V of observations that follow the last action, [B]."""
+        seen = torch.as_tensor(observation).to(self._device)
+        return self.policy(seen, self._state, start.to(self._device))[0].value.float().cpu()
+
+
+def play(actors: Sequence[Actor], n_steps: int) -> list[Rollout]:
+    """Return `n_steps` of every actor's games. While one actor's emulators run, the next one thinks."""
+    for actor in actors:
+        actor.act()
+    for _ in range(n_steps - 1):
+        for actor in actors:
+            actor.receive()
+            actor.act()
+    for actor in actors:
+        actor.receive()
+    return [actor.finish() for actor in actors]
+
+
+def rollouts(
+    policy: Policy,
+    envs: EpisodeRecorder,
+    n_steps: int,
+    seeds: Sequence[int],
+    generator: torch.Generator,
+) -> Iterator[Rollout]:
+    """Play for ever from games started with `seeds`, yielding `n_steps` of every game at a time."""
+    actor = Actor(policy, envs, generator)
+    actor.reset(seeds)
+    while True:
+        yield from play([actor], n_steps)

@@ -1,0 +1,106 @@
+"""The one way to score an agent: whole games of a checkpoint, and everything that their returns depend on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NotRequired, TypedDict
+
+import gymnasium as gym
+import numpy as np
+
+from neurocoder.agents.player import EvaluatedEpisode, Player, evaluate
+from neurocoder.policies import Policy
+from neurocoder.runs.checkpoint import load_checkpoint, load_parameters
+from neurocoder.runs.config import EvaluationConfig, TrainConfig
+
+MAX_GAMES = 16
+"""Games played at once."""
+
+
+class Score(TypedDict):
+    """What is kept of an evaluation: one line of ``evaluations.jsonl``, a checkpoint's ``evaluation.json``."""
+
+    source: str
+    """training (by the evaluator, while the agent trained) or eval (by the command)."""
+    env: str
+    checkpoint: int
+    """Agent steps."""
+    protocol_hash: str | None
+    deterministic: bool
+    stuck_after: int
+    """Agent steps without a reward or a lost life after which a game was cut; 0: never."""
+    seed: int
+    mean: float
+    std: float
+    """Of the games, with n - 1; 0 for a single one."""
+    returns: list[float]
+    """Raw returns of whole games."""
+    lengths: list[int]
+    """Agent steps."""
+    stuck: int
+    """How many games were cut because they stood still."""
+    truncated: int
+    """How many games ended at the frame cap or the environment's time limit."""
+    seconds: NotRequired[float]
+    """That a training's evaluation took."""
+
+
+def score_checkpoint(
+    path: Path,
+    config: TrainConfig,
+    evaluation: EvaluationConfig,
+    make_envs: Callable[[int], gym.vector.VectorEnv],
+    *,
+    seed: int,
+    source: str,
+    device: str = "cpu",
+) -> Score:
+    """Play ``evaluation.episodes`` games with the agent saved at `path`; the same arguments give the same score.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint is missing, damaged, or made for another network.
+    """
+    saved = load_checkpoint(path, with_optimizer=False)
+    envs = make_envs(min(evaluation.episodes, MAX_GAMES))
+    try:
+        policy = Policy(envs.single_observation_space, envs.single_action_space, config.policy)
+        load_parameters(policy, saved.model, path)
+        player = Player(policy.to(device), deterministic=evaluation.deterministic, seed=seed)
+        played = evaluate(player, envs, evaluation.episodes, seed, stuck_after=evaluation.stuck_after)
+    finally:
+        envs.close()
+    return _score(played, path, config, evaluation, seed, source)
+
+
+def _score(
+    played: list[EvaluatedEpisode],
+    path: Path,
+    config: TrainConfig,
+    evaluation: EvaluationConfig,
+    seed: int,
+    source: str,
+) -> Score:
+    returns = [episode.raw_return for episode in played]
+    return Score(
+        source=source,
+        env=config.env,
+        checkpoint=int(path.name),
+        protocol_hash=config.protocol_hash,
+        deterministic=evaluation.deterministic,
+        stuck_after=evaluation.stuck_after,
+        seed=seed,
+        mean=float(np.mean(returns)),
+        std=float(np.std(returns, ddof=1)) if len(returns) > 1 else 0.0,
+        returns=returns,
+        lengths=[episode.length for episode in played],
+        stuck=sum(episode.stuck for episode in played),
+        truncated=sum(episode.truncated for episode in played),
+    )
+
+
+def append_score(run: Path, score: Score) -> None:
+    """Append `score` to the run's ``evaluations.jsonl``, as one line."""
+    with (run / "evaluations.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(score) + "\n")

@@ -1,0 +1,284 @@
+"""The tape: acting's forward passes with the backward pass by hand, against autograd of a second forward pass."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from neurocoder.errors import ConfigError
+from neurocoder.policies import Policy, PolicyConfig, encoders
+from neurocoder.policies.cores import Core, State
+from neurocoder.policies.tape import Tape, TapeError
+
+SPACES = {
+    "a3c": gym.spaces.Box(0, 255, (2, 36, 36), np.uint8),
+    "nature": gym.spaces.Box(0, 255, (3, 48, 40), np.uint8),
+    "a3g": gym.spaces.Box(-np.inf, np.inf, (1, 48, 42), np.float32),  # odd sizes before two of its poolings
+    "mlp": gym.spaces.Box(-np.inf, np.inf, (6,), np.float32),
+}
+FRAMES = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+SIX = gym.spaces.Discrete(6)
+HEAD_OPTIONS = {"linear": {"output_scale": 1.0}, "neurocoder": {"output_scale": 1.0, "slots": 7}}
+
+
+def made(encoder: str, core: str, head: str = "linear", dtype=torch.float64, space=None) -> Policy:
+    config = PolicyConfig(encoder=encoder, core=core, core_size=10, head=head, head_config=HEAD_OPTIONS[head])
+    return Policy(space or SPACES[encoder], SIX, config).to(dtype)
+
+
+def observations(policy: Policy, *leading: int) -> Tensor:
+    space = policy.observation_space
+    if space.dtype == np.uint8:
+        return torch.randint(0, 256, (*leading, *space.shape), dtype=torch.uint8)
+    return torch.randn(*leading, *space.shape, dtype=next(policy.parameters()).dtype)
+
+
+def some_state(policy: Policy, batch: int) -> State:
+    return tuple(torch.randn_like(part) for part in policy.initial_state(batch))
+
+
+def acted(policy: Policy, tape: Tape, observation: Tensor, state: State, start: Tensor) -> State:
+    """Act on every step as an actor does; return the last state."""
+    with torch.no_grad():
+        for observation_t, start_t in zip(observation, start, strict=True):
+            _, state = policy.act(observation_t, state, start_t, tape)
+    return state
+
+
+def learned(policy: Policy, observation: Tensor, state: State, start: Tensor, tape: Tape | None) -> Tensor:
+    """Add the gradients of some loss that depends on every output; return the features."""
+    output, features, auxiliary = policy.evaluate(observation, state, start, tape)
+    weight = torch.linspace(-1, 2, output.logits.numel(), dtype=output.logits.dtype)
+    loss = (output.logits.flatten() * weight).sin().sum() + (output.value - 1).square().sum() + auxiliary
+    loss.backward()
+    return features.detach()
+
+
+def gradients(policy: Policy, *arguments) -> tuple[Tensor, list[Tensor]]:
+    policy.zero_grad()
+    features = learned(policy, *arguments)
+    return features, [parameter.grad.clone() for parameter in policy.parameters()]
+
+
+def assert_same(policy: Policy, rollout: tuple, tape: Tape, tolerance: float) -> None:
+    features, by_tape = gradients(policy, *rollout, tape)
+    expected_features, by_autograd = gradients(policy, *rollout, None)
+    torch.testing.assert_close(features, expected_features, rtol=tolerance, atol=tolerance)
+    for (name, _), one, two in zip(policy.named_parameters(), by_tape, by_autograd, strict=True):
+        assert two.abs().max() > 0, name
+        assert (one - two).abs().max() <= tolerance * two.abs().max(), name
+
+
+STARTS = {
+    "1 step of 1, none": torch.tensor([[0]]),
+    "1 step of 3, first": torch.tensor([[1, 0, 1]]),
+    "7 steps of 1, none": torch.zeros(7, 1),
+    "7 steps of 1, twice": torch.tensor([[0, 0, 0, 1, 1, 0, 0]]).t(),
+    "7 steps of 3, first and later": torch.tensor(
+        [[1, 0, 0], [0, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]]
+    ),
+}
+
+
+@pytest.mark.parametrize("head", HEAD_OPTIONS)
+@pytest.mark.parametrize("core", ["none", "lstm", "gru"])
+@pytest.mark.parametrize("encoder", SPACES)
+def test_gradients_are_those_of_a_second_forward_pass(encoder, core, head, monkeypatch):
+    policy = made(encoder, core, head)
+    if encoder != "mlp":  # 21 images in chunks of 4 and 3
+        monkeypatch.setattr(encoders, "CHUNK_VALUES", 4 * policy.encoder._largest)
+    for start in list(STARTS.values())[0 if head == "linear" else -1 :]:
+        start = start.bool()
+        n_steps, batch = start.shape
+        rollout = observations(policy, n_steps, batch), some_state(policy, batch), start
+        tape = Tape(n_steps)
+        acted(policy, tape, *rollout)
+        assert_same(policy, rollout, tape, 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "core", "space"), [("a3c", "lstm", FRAMES), ("nature", "gru", FRAMES), ("a3g", "lstm", None)]
+)
+def test_single_precision_on_large_batches(encoder, core, space):
+    """33 games: channels-last from the first convolution on; 99 images: more than one chunk of real size."""
+    policy = made(encoder, core, "neurocoder", torch.float32, space)
+    rollout = observations(policy, 3, 33), some_state(policy, 33), torch.rand(3, 33) < 0.3
+    tape = Tape(3)
+    acted(policy, tape, *rollout)
+    assert_same(policy, rollout, tape, 1e-4)
+
+
+def test_an_image_larger_than_a_chunk_is_a_chunk(monkeypatch):
+    policy = made("a3c", "none")
+    monkeypatch.setattr(encoders, "CHUNK_VALUES", 1)
+    rollout = observations(policy, 2, 2), (), torch.zeros(2, 2, dtype=torch.bool)
+    tape = Tape(2)
+    acted(policy, tape, *rollout)
+    assert_same(policy, rollout, tape, 1e-10)
+
+
+def test_rollout_after_rollout_in_the_same_memory():
+    """State goes on, parameters change between rollouts, gradients accumulate where they are."""
+    policy = made("a3c", "lstm", "neurocoder")
+    vector = torch.zeros(sum(p.numel() for p in policy.parameters()), dtype=torch.float64)
+    for parameter, part in zip(
+        policy.parameters(), vector.split([p.numel() for p in policy.parameters()]), strict=True
+    ):
+        parameter.grad = part.view_as(parameter)
+    tape, state = Tape(4), some_state(policy, 2)
+    memory = None
+    for _ in range(3):
+        rollout = observations(policy, 4, 2), state, torch.rand(4, 2) < 0.3
+        state = acted(policy, tape, *rollout)
+        before = vector.clone()
+        learned(policy, *rollout, tape)
+        by_tape = vector - before
+        vector.copy_(before)
+        learned(policy, *rollout, None)
+        torch.testing.assert_close(by_tape, vector - before, rtol=1e-10, atol=1e-10)
+        _, follows, _ = policy(*rollout)
+        torch.testing.assert_close(state, follows)
+        addresses = [part.data_ptr() for part in tape._kept]
+        assert memory in (None, addresses)
+        memory = addresses
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    assert all(
+        p.grad.untyped_storage().data_ptr() == vector.untyped_storage().data_ptr()
+        for p in policy.parameters()
+    )
+
+
+def test_gradients_that_nothing_was_preset_for_share_no_memory():
+    policy = made("mlp", "lstm")
+    rollout = observations(policy, 2, 3), some_state(policy, 3), torch.zeros(2, 3, dtype=torch.bool)
+    tape = Tape(2)
+    acted(policy, tape, *rollout)
+    learned(policy, *rollout, tape)
+    addresses = [parameter.grad.data_ptr() for parameter in policy.parameters()]
+    assert len(set(addresses)) == len(addresses)
+
+
+@pytest.mark.parametrize("encoder", ["a3c", "mlp"])
+def test_frozen_parameters_get_no_gradient_and_the_others_theirs(encoder):
+    policy = made(encoder, "lstm")
+    frozen = [*policy.encoder.parameters()][:2]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    rollout = observations(policy, 3, 2), some_state(policy, 2), torch.zeros(3, 2, dtype=torch.bool)
+    tape = Tape(3)
+    acted(policy, tape, *rollout)
+    results = []
+    for each in (tape, None):
+        policy.zero_grad()
+        learned(policy, *rollout, each)
+        results.append([p.grad.clone() for p in policy.parameters() if p.requires_grad])
+        assert all(p.grad is None for p in frozen)
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
+class Averaging(Core):
+    """A core of a stranger: it has a step and nothing by hand."""
+
+    def __init__(self, in_features: int, size: int) -> None:
+        super().__init__(in_features)
+        self.out_features = size
+        self.layer = nn.Linear(in_features, size)
+
+    def initial_state(self, batch_size: int) -> State:
+        return (self.layer.weight.new_zeros(batch_size, self.out_features),)
+
+    def step(self, features: Tensor, state: State) -> tuple[Tensor, State]:
+        average = 0.7 * state[0] + 0.3 * self.layer(features).tanh()
+        return average, (average,)
+
+
+def test_a_core_with_nothing_but_a_step_can_be_taped():
+    policy = made("mlp", "lstm")
+    policy.core = Averaging(64, 10).double()
+    for start in STARTS.values():
+        start = start.bool()
+        rollout = observations(policy, *start.shape), some_state(policy, start.shape[1]), start
+        tape = Tape(len(start))
+        acted(policy, tape, *rollout)
+        assert_same(policy, rollout, tape, 1e-10)
+
+
+def test_features_and_states_of_the_tape_are_not_its_memory():
+    policy = made("mlp", "lstm")
+    tape, observation = Tape(1), observations(policy, 2)
+    start = torch.zeros(2, dtype=torch.bool)
+    with torch.no_grad():
+        _, state = policy.act(observation, some_state(policy, 2), start, tape)
+    copies = [part.clone() for part in state]
+    with torch.no_grad():
+        policy.act(observation + 1, some_state(policy, 2), start, tape)
+    torch.testing.assert_close(list(state), copies, rtol=0, atol=0)
+
+
+# ------------------------------------------------------------------------------------------- misuse
+
+
+@pytest.fixture
+def policy() -> Policy:
+    return made("mlp", "lstm", dtype=torch.float32)
+
+
+def rollout_of(policy: Policy, n_steps: int, batch: int) -> tuple[Tensor, State, Tensor]:
+    start = torch.zeros(n_steps, batch, dtype=torch.bool)
+    return observations(policy, n_steps, batch), policy.initial_state(batch), start
+
+
+def test_a_tape_needs_a_step():
+    with pytest.raises(ConfigError, match="n_steps=0 must be >= 1"):
+        Tape(0)
+
+
+def test_an_incomplete_rollout_is_refused(policy):
+    tape, rollout = Tape(3), rollout_of(policy, 3, 2)
+    with pytest.raises(TapeError, match="holds 0 of 3 steps"):
+        policy.evaluate(*rollout, tape)
+    acted(policy, tape, rollout[0][:2], rollout[1], rollout[2][:2])
+    with pytest.raises(TapeError, match="holds 2 of 3 steps"):
+        policy.evaluate(*rollout, tape)
+    acted(policy, tape, *rollout)  # the third step, and two of the next rollout
+    assert len(tape) == 2
+    tape.clear()
+    assert len(tape) == 0
+    acted(policy, tape, *rollout)
+    assert_same(policy, rollout, tape, 1e-4)
+
+
+def test_another_batch_is_refused(policy):
+    tape = Tape(2)
+    acted(policy, tape, *rollout_of(policy, 2, 3))
+    with pytest.raises(TapeError, match=r"a batch of 3 .* got a batch of 1"):  # and is not broadcast
+        acted(policy, tape, *rollout_of(policy, 1, 1))
+    for shape in ((2, 2), (3, 3)):
+        with pytest.raises(TapeError, match=r"holds \[steps, batch\] = \[2, 3\]"):
+            policy.evaluate(*rollout_of(policy, *shape), tape)
+
+
+def test_another_network_is_refused(policy):
+    tape = Tape(2)
+    acted(policy, tape, *rollout_of(policy, 1, 3))
+    with pytest.raises(TapeError, match="another network"):
+        other = made("mlp", "gru", dtype=torch.float32)
+        acted(other, tape, *rollout_of(other, 1, 3))
+
+
+def test_autocast_is_refused(policy):
+    observation, state, start = rollout_of(policy, 1, 2)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TapeError, match="autocast is on"):
+        policy.act(observation[0], state, start[0], Tape(1))
+
+
+def test_a_backward_pass_over_a_rollout_that_was_recorded_over_is_refused(policy):
+    tape, rollout = Tape(2), rollout_of(policy, 2, 3)
+    acted(policy, tape, *rollout)
+    output, _, _ = policy.evaluate(*rollout, tape)
+    acted(policy, tape, *rollout_of(policy, 1, 3))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.value.sum().backward()

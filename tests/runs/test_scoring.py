@@ -1,0 +1,65 @@
+"""A score is of the saved agent, on the games of its seed, acting as it was told to."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from neurocoder.agents.player import Player, evaluate
+from neurocoder.envs import make_vec
+from neurocoder.policies import Policy
+from neurocoder.runs.checkpoint import CheckpointError, Retention, save_checkpoint
+from neurocoder.runs.config import EvaluationConfig, TrainConfig, resolve
+from neurocoder.runs.scoring import MAX_GAMES, score_checkpoint
+from neurocoder.runs.training import environment_factory, prepare
+
+SMALL = {"policy.core": "none", "policy.head": "linear"}
+
+
+@pytest.fixture
+def config() -> TrainConfig:
+    return prepare(resolve("CartPole-v1", None, SMALL, "test"))[0]
+
+
+@pytest.fixture
+def policy(config: TrainConfig) -> Policy:
+    """An agent that neither balances nor falls over at once."""
+    envs = make_vec(config.env, 1)
+    policy = Policy(envs.single_observation_space, envs.single_action_space, config.policy)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return policy
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("episodes", [1, MAX_GAMES + 4])
+def test_a_score_is_what_the_player_gets(
+    deterministic: bool, episodes: int, config: TrainConfig, policy: Policy, tmp_path: Path
+) -> None:
+    path = save_checkpoint(tmp_path, 100, policy.state_dict(), {}, {}, Retention())
+    played = evaluate(
+        Player(policy, deterministic=deterministic, seed=7),
+        make_vec(config.env, min(episodes, MAX_GAMES)),
+        episodes,
+        seed=7,
+    )
+    evaluation = EvaluationConfig(episodes=episodes, deterministic=deterministic)
+    score, other = (
+        score_checkpoint(path, config, evaluation, environment_factory(config), seed=seed, source="eval")
+        for seed in (7, 8)
+    )
+    assert score["returns"] == [episode.raw_return for episode in played]
+    assert score["lengths"] == [episode.length for episode in played] != other["lengths"]
+    assert score["mean"] == pytest.approx(np.mean(score["returns"]))
+    assert score["std"] == (pytest.approx(np.std(score["returns"], ddof=1)) if episodes > 1 else 0.0)
+
+
+def test_a_checkpoint_of_another_network_is_refused(
+    config: TrainConfig, policy: Policy, tmp_path: Path
+) -> None:
+    tensors = {f"other.{name}": tensor for name, tensor in policy.state_dict().items()}
+    path = save_checkpoint(tmp_path, 100, tensors, {}, {}, Retention())
+    with pytest.raises(CheckpointError, match=r"made for another network: missing .*unknown other\."):
+        score_checkpoint(path, config, EvaluationConfig(), environment_factory(config), seed=0, source="eval")
