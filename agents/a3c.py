@@ -56,6 +56,9 @@ class A3CConfig:
     """Discount per agent step."""
     gae_lambda: float = 0.97
     """λ of the generalised advantage; 1 is the n-step return of the paper."""
+    normalize_advantage: bool = False
+    """Shift and scale each update's advantages to mean 0 and deviation 1, so that a game's rewards and the
+    entropy bonus keep their proportion."""
     entropy_coefficient: float = 0.01
     value_coefficient: float = 0.5
     max_grad_norm: float = 1.0
@@ -129,6 +132,11 @@ def generalized_advantage(
     return advantage_TB
 
 
+def normalize(advantage: Tensor) -> Tensor:
+    """Return the advantages with mean 0 and standard deviation 1; all zeros if they do not differ."""
+    return (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+
+
 def policy_gradient_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
     """Return −mean(log π(aₜ|sₜ) · Âₜ); the advantage is a constant (algorithm S3, dθ)."""
     return -(log_prob * advantage.detach()).mean()
@@ -186,6 +194,8 @@ def loss_and_metrics(policy: Policy, rollout: Rollout, config: A3CConfig) -> tup
         advantage_TB = generalized_advantage(*course)
         target_TB = advantage_TB + known_value_TB
 
+    if config.normalize_advantage:
+        advantage_TB = normalize(advantage_TB)
     policy_part = policy_gradient_loss(log_prob_TB, advantage_TB.to(device))
     value_part = value_loss(value_TB, target_TB.to(device))
     entropy = distribution.entropy().mean()

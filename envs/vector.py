@@ -39,8 +39,9 @@ class EpisodeRecorder(gym.vector.VectorWrapper):
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        self._returns[:] = 0
-        self._lengths[:] = 0
+        rows = (kwargs.get("options") or {}).get("reset_mask", slice(None))
+        self._returns[rows] = 0
+        self._lengths[rows] = 0
         return self.env.reset(**kwargs)
 
     def step(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, dict[str, Any]]:

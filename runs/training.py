@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -230,9 +231,9 @@ class _Training:
                     if saved and self.saved and self._evaluation_is_due(event.agent_steps):
                         self.evaluator.submit(self.saved)
             self._show(self.evaluator.poll())
-        if self.evaluator.pending and not stop.is_set():
-            self.trackers.note("waiting for the last evaluation")
-            self._show(self.evaluator.close(timeout=LAST_EVALUATION))
+        deadline = time.monotonic() + LAST_EVALUATION
+        while self.evaluator.pending and not stop.is_set() and time.monotonic() < deadline:
+            self._show(self.evaluator.poll(0.5))
         if not saved or self.saved is None:
             raise CheckpointError(f"{self.run.path}: the end of the run could not be saved (see above)")
         return Outcome(rows.agent_steps, rows.mean_return, rows.seconds, stop.is_set(), self.saved)

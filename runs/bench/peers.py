@@ -11,6 +11,7 @@ All rates are agent steps per second, of all processes together, once they are w
 
 import multiprocessing
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -32,7 +33,6 @@ WARM_UP = 3
 """Calls before the clock starts: the first ones allocate, and let oneDNN choose its kernels."""
 SB3_WARM_UP = 5
 """Updates of Stable-Baselines3 before the clock starts."""
-SB3_GAMES = 16
 SB3_ENV = "ale_py:ALE/Pong-v5"  # with the module, which the processes of SubprocVecEnv have to import
 BLOCK = 50
 """Steps of the emulators between two looks at the clock."""
@@ -172,6 +172,7 @@ class SB3A2C:
     """Stable-Baselines3's A2C on the processor; `vec_env` is DummyVecEnv or SubprocVecEnv."""
 
     vec_env: str
+    games: int = 16
 
     def rate(self, ready: Callable[[], object], seconds: float) -> float:
         with open(os.devnull, "w") as nowhere:  # its emulators' processes inherit this
@@ -194,7 +195,7 @@ class SB3A2C:
         torch.set_num_threads(processors())
         games = make_atari_env(
             SB3_ENV,
-            n_envs=SB3_GAMES,
+            n_envs=self.games,
             seed=SEED,
             env_kwargs={"frameskip": 1, "repeat_action_probability": 0.25},  # AtariWrapper skips 4
             vec_env_cls=getattr(vec_env, self.vec_env),
@@ -203,7 +204,7 @@ class SB3A2C:
         try:
             model = A2C("CnnPolicy", frames, device="cpu", seed=SEED)
             model.learn(2**62, callback=Meter())
-            return clock.cycles * model.n_steps * SB3_GAMES / clock.elapsed
+            return clock.cycles * model.n_steps * self.games / clock.elapsed
         finally:
             frames.close()
 
@@ -218,6 +219,7 @@ def processors() -> int:
 
 def _run(work: Work, barrier: Any, seconds: float, connection: Connection) -> None:
     """Body of a measured process."""
+    os.setpgrp()  # it is ended together with the processes that it starts
     exit_with_parent()
     try:
         connection.send(work.rate(barrier.wait, seconds))
@@ -267,6 +269,15 @@ def rate_of(work: Work, n_processes: int, seconds: float) -> float:
     finally:
         for process in processes:
             if process.is_alive():
-                process.kill()
-                process.join()
+                _kill(process)
     return total
+
+
+def _kill(process: BaseProcess) -> None:
+    """Kill a process that :func:`rate_of` started, and all that it has started itself."""
+    assert process.pid is not None
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has not come to its own group yet
+        process.kill()
+    process.join()

@@ -10,6 +10,7 @@ from neurocoder.agents.a3c import (
     generalized_advantage,
     learning_rate,
     loss_and_metrics,
+    normalize,
     policy_gradient_loss,
     value_loss,
 )
@@ -239,3 +240,19 @@ def test_every_head_learns_with_its_loss_and_diagnostics(head):
 def test_values_out_of_range_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         A3CConfig(**options)
+
+
+def test_normalized_advantages_have_mean_zero_and_deviation_one():
+    made = normalize(torch.tensor([[1.0, 3.0], [5.0, 7.0]]))
+    torch.testing.assert_close(made, torch.tensor([[-3.0, -1.0], [1.0, 3.0]]) / 5**0.5)
+    assert normalize(torch.full((3,), 2.0)).tolist() == [0, 0, 0]
+
+
+def test_normalized_advantages_enter_the_policy_s_loss_and_nothing_else():
+    policy, (_, second, _) = first_rollouts("Clock-v0")
+    plain, normalized = (
+        loss_and_metrics(policy, second, A3CConfig(n_steps=3, normalize_advantage=flag))[1]
+        for flag in (False, True)
+    )
+    differing = {name for name in plain if plain[name] != normalized[name]}
+    assert differing == {"policy_loss", "loss"}

@@ -247,3 +247,13 @@ def test_the_command_line_reports_a_broken_constructor_in_one_line(
 def test_a_game_without_a_protocol_is_played_under_the_default_one() -> None:
     with closing(make_vec("ALE/Pong-v5", 1)) as envs:
         assert envs.unwrapped.protocol.name == "machado2018"
+
+
+def test_a_partial_reset_forgets_the_returns_of_its_rows_only():
+    envs = make_vec("CartPole-v1", 2)
+    envs.reset(seed=[1, 2])
+    for _ in range(3):
+        envs.step(np.array([0, 1]))
+    envs.reset(options={"reset_mask": np.array([True, False])})
+    info = envs.step(np.array([0, 1]))[-1]
+    assert info["episode"]["r"].tolist() == [1, 4] and info["episode"]["l"].tolist() == [1, 4]

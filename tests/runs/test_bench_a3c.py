@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import operator
 import os
 import signal
 import subprocess
@@ -464,7 +465,15 @@ def test_the_networks_step_gives_fresh_gradients_to_all_parameters(
             super().__init__(*arguments)
             made.append(self)
 
+    differentiated: list[Any] = []
+    backward = torch.autograd.backward
+
+    def recorded(outputs: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+        differentiated[:] = [output.detach() for output in outputs]
+        backward(outputs, gradients)
+
     monkeypatch.setattr(peers, "Policy", Kept)
+    monkeypatch.setattr(torch.autograd, "backward", recorded)
     space = Box(0, 255, (2, 44, 44), np.uint8) if pixels else Box(-1, 1, (7,), np.float32)
     work = Network(space, Discrete(3), PolicyConfig(core_size=8, head=head), 3, 2, "fp32")
     step = work.stepper()
@@ -475,6 +484,9 @@ def test_the_networks_step_gives_fresh_gradients_to_all_parameters(
     step()
     for before, parameter in zip(first, policy.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, before)  # of one batch, not of two
+    assert [output.shape for output in differentiated[:2]] == [(3, 2, 3), (3, 2)]  # logits and values
+    if head == "neurocoder":
+        torch.testing.assert_close(differentiated[2], policy.aux_loss().detach())
 
 
 PONG = partial(make_vec, "ALE/Pong-v5", protocol=get_protocol("machado2018"))
@@ -482,11 +494,12 @@ PONG = partial(make_vec, "ALE/Pong-v5", protocol=get_protocol("machado2018"))
 
 def test_processes_work_at_the_same_time_and_their_rates_add_up() -> None:
     assert rate_of(Emulators(PONG, 2), 2, 0.05) > 0
+    assert rate_of(SimpleNamespace(rate=operator.is_not), 3, 1000.0) == 3  # each says True, which is 1
     assert not multiprocessing.active_children()
 
 
 def test_stable_baselines3_is_measured(capfd: Capture) -> None:
-    assert rate_of(peers.SB3A2C("DummyVecEnv"), 1, 0.05) > 0
+    assert rate_of(peers.SB3A2C("DummyVecEnv", games=2), 1, 0.05) > 0
     assert capfd.readouterr() == ("", "")
 
 
@@ -498,17 +511,45 @@ def test_a_process_that_fails_or_dies_is_named_and_no_other_is_left() -> None:
     assert not multiprocessing.active_children()
 
 
-def test_an_interrupted_measurement_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr(peers, "wait", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        rate_of(Emulators(PONG, 2), 2, 1000.0)
-    assert not multiprocessing.active_children()
 
+def test_an_interrupted_training_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Stopwatch, "add", interrupt)
     config, policy = a3c.prepare(a3c.configuration("nature", "linear", 1, "fp32"))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         a3c.train_for(config, policy, 1000.0)
+    assert not multiprocessing.active_children(), "although the traceback keeps the generator alive"
+    del caught
+
+
+def test_an_interrupted_process_takes_its_own_processes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = "987654.25"  # nobody else sleeps that long
+    start_sleeping = partial(subprocess.call, ["sleep", seconds])
+
+    def wait(_: Any) -> None:
+        while not sleepers(seconds):
+            time.sleep(0.05)
+        interrupt()
+
+    monkeypatch.setattr(peers, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        rate_of(Emulators(start_sleeping, 2), 1, 1000.0)  # type: ignore[arg-type]
     assert not multiprocessing.active_children()
+    deadline = time.monotonic() + 10
+    while sleepers(seconds) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not sleepers(seconds)
+
+
+def sleepers(seconds: str) -> list[Path]:
+    """Return the processes that sleep for just so many seconds."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if file.read_bytes() == b"sleep\0" + seconds.encode() + b"\0":
+                found.append(file)
+        except OSError:  # it has ended meanwhile
+            continue
+    return found

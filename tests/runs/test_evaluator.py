@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,13 @@ def news(evaluator: Evaluator, n: int = 1) -> EvaluatorReport:
         scores += report.scores
         notes += report.notes
     return EvaluatorReport(scores, notes)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
 
 
 def process_of(evaluator: Evaluator) -> int:
@@ -206,10 +213,12 @@ def test_a_killed_evaluator_is_reported_and_replaced(logs: Path) -> None:
         assert score["checkpoint"] == 200 and not evaluator.pending
         assert note.startswith("the score of checkpoint 200 cannot be written: ")
 
-        os.kill(process_of(evaluator), signal.SIGKILL)  # while it has nothing to do
-        assert news(evaluator) == ([], ["the evaluator died (exit code -9)"])
-        assert evaluator.poll() == ([], [])  # said once
+        idle = process_of(evaluator)
+        os.kill(idle, signal.SIGKILL)
+        wait_until(lambda: ended(idle))
         evaluator.submit(paths[2])
+        assert evaluator.poll() == ([], ["the evaluator died (exit code -9)"])
+        assert evaluator.poll() == ([], [])  # said once
         assert evaluator.pending == {300} and not ended(process_of(evaluator))
 
 
@@ -305,13 +314,6 @@ def test_the_evaluator_ends_with_its_parent_in_the_midst_of_a_game(logs: Path, t
                 os.killpg(parent.pid, signal.SIGKILL)
 
 
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)
-
-
 # --------------------------------------------------------------------------------- the best checkpoint
 
 
@@ -321,17 +323,31 @@ def test_the_best_checkpoint_is_the_one_with_the_highest_evaluation(logs: Path) 
     for step, mean in ((100, 9.0), (200, 5.0), (300, 1.0), (400, 2.0)):
         save(run, policy, step, mean_return=mean)
     assert best_step(folder) == 100
-    for step, mean in ((200, 3.0), (300, 3.0), (400, -7.0)):
+    for step, mean in ((200, 5.0), (300, 3.0), (400, 3.0)):
         write_evaluation(folder / str(step), {"mean": mean})
-    assert best_step(folder) == 300  # the latest of equals; 100 was not evaluated
-    assert sorted(file.name for file in (folder / "300").iterdir() if "evaluation" in file.name) == [
-        "evaluation.json"
-    ]
-    for damaged in ("", "[]", '{"mean": NaN}', '{"mean": "high"}', "{}"):
-        (folder / "300" / "evaluation.json").write_text(damaged, "utf-8")
-        assert best_step(folder) == 200
-    (folder / "200" / "state.json").unlink()
-    assert best_step(folder) == 400
+    assert best_step(folder) == 200  # 100 was not evaluated
+    for damaged in ("", "[]", '{"mean": NaN}', '{"mean": Infinity}', '{"mean": "high"}', "{}"):
+        (folder / "200" / "evaluation.json").write_text(damaged, "utf-8")
+        assert best_step(folder) == 400  # the latest of equals
+    (folder / "400" / "state.json").unlink()
+    assert best_step(folder) == 300
+
+
+def test_an_evaluation_that_cannot_be_written_leaves_the_one_before(
+    logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, policy = make_run(logs)
+    path = save(run, policy, 100)
+    write_evaluation(path, {"mean": 1.0})
+    before = sorted(path.iterdir())
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_evaluation(path, {"mean": 2.0})
+    assert read_evaluation(path) == {"mean": 1.0} and sorted(path.iterdir()) == before
 
 
 def test_pruning_keeps_the_best_by_evaluation_and_those_in_use(logs: Path) -> None:
