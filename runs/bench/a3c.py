@@ -267,7 +267,8 @@ def _emulators(preset: str, config: TrainConfig) -> Contender:
 def _baseline(vec_env: str) -> Contender:
     work = peers.SB3A2C(vec_env)
     start_up = SUBPROC_START_UP if vec_env == "SubprocVecEnv" else START_UP
-    return _peer(SB3, {"vec_env": vec_env, "games": work.games}, work, 1, start_up)
+    of = {"vec_env": vec_env, "games": work.games, "threads": work.threads}
+    return _peer(SB3, of, work, 1, start_up)
 
 
 # ------------------------------------------------------------------------------------- rounds and rows
@@ -382,7 +383,7 @@ def protocol(seconds: float, repeats: int) -> dict[str, Any]:
         "trainer": f"as neurocoder train, from when every worker has had {SKIPPED} updates",
         "network": "forward and backward at the trainer's batch and precision, one thread a process",
         "emulators": "ale-py's vector environment, random actions, the trainer's games and threads",
-        SB3: "A2C CnnPolicy, defaults, AtariWrapper, 4 frames, sticky 0.25, cpu, as many threads as processors",
+        SB3: "A2C CnnPolicy, defaults, AtariWrapper, 4 frames, sticky 0.25, cpu",
         "breakdown": "µs of one worker per agent step, in the round of the median rate",
         "memory": "mean over the workers at the end of that round; pss divides shared pages",
     }

@@ -15,7 +15,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -43,6 +43,11 @@ class BenchError(NeurocoderError):
     """Raised when a process that was to be measured failed or died."""
 
     exit_code = 1
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Work(Protocol):
@@ -173,6 +178,8 @@ class SB3A2C:
 
     vec_env: str
     games: int = 16
+    threads: int = field(default_factory=processors)
+    """Of torch."""
 
     def rate(self, ready: Callable[[], object], seconds: float) -> float:
         with open(os.devnull, "w") as nowhere:  # its emulators' processes inherit this
@@ -192,7 +199,7 @@ class SB3A2C:
             def _on_step(self) -> bool:
                 return clock.running
 
-        torch.set_num_threads(processors())
+        torch.set_num_threads(self.threads)
         games = make_atari_env(
             SB3_ENV,
             n_envs=self.games,
@@ -207,11 +214,6 @@ class SB3A2C:
             return clock.cycles * model.n_steps * self.games / clock.elapsed
         finally:
             frames.close()
-
-
-def processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ------------------------------------------------------------------------------------------ processes
