@@ -39,9 +39,9 @@ class A3CConfig:
 
     workers: int = 2
     """Processes, each with its own games and its own copy of the network."""
-    envs_per_worker: int = 8
+    envs_per_worker: int = 16
     """Games that one worker steps as one batch."""
-    n_steps: int = 40
+    n_steps: int = 20
     """Steps of each game between two updates."""
     optimizer: str = "adam"
     """adam or rmsprop; its statistics are shared by all workers."""
@@ -157,8 +157,12 @@ def learning_rate(config: A3CConfig, agent_steps: int, total_steps: int) -> floa
 # -------------------------------------------------------------------------------------------- loss
 
 
-def loss_and_metrics(policy: Policy, rollout: Rollout, config: A3CConfig) -> tuple[Tensor, dict[str, float]]:
+def loss_and_metrics(
+    policy: Policy, rollout: Rollout, config: A3CConfig, *, diagnostics: bool = True
+) -> tuple[Tensor, dict[str, float]]:
     """Return the scalar loss of `rollout` under `policy`, with its graph, and the parts as numbers.
+
+    With `diagnostics`, those of the heads are among them.
 
     Without `config.vtrace`, `policy` must have the parameters that acted: what the rollout's tape kept of the
     acting pass is not computed again.
@@ -210,8 +214,9 @@ def loss_and_metrics(policy: Policy, rollout: Rollout, config: A3CConfig) -> tup
         "aux_loss": auxiliary.item(),
         "value": float(known_value_TB.mean()),
         "off_policy": float(known_log_ratio_TB.abs().mean()),
-        **policy.diagnostics(features[-1]),  # one step: enough for a curve, a fraction of the cost
     }
+    if diagnostics:
+        metrics |= policy.diagnostics(features[-1])  # one step: enough for a curve, a fraction of the cost
     if not math.isfinite(metrics["loss"]):
         raise NonFiniteLossError(f"loss {metrics['loss']}; the update was not applied")
     return loss, metrics

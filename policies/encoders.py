@@ -99,6 +99,15 @@ class Encoder(nn.Module):
         return torch.autograd.grad(features, tuple(parameters.values()), grad_features)
 
 
+def _channels_last(images: Tensor) -> Tensor:
+    """Return images [B, C, H, W] in channels-last memory."""
+    if images.dtype == torch.uint8 and not images.is_contiguous(memory_format=torch.channels_last):
+        return torch.stack(images.unbind(1), -1).movedim(
+            -1, 1
+        )  # a third of the time of `to`, for few channels
+    return images.to(memory_format=torch.channels_last)
+
+
 class ImageEncoder(Encoder):
     """Convolutions with ReLU (and max-pooling where the net has it), then an optional linear layer."""
 
@@ -146,7 +155,10 @@ class ImageEncoder(Encoder):
         assert isinstance(weight, Tensor)
         many = not torch.compiler.is_compiling() and len(observation) >= CHANNELS_LAST_FROM
         layout = torch.channels_last if many or self._unpooled else torch.contiguous_format
-        x = observation.to(dtype=weight.dtype, memory_format=layout)
+        if layout == torch.channels_last and observation.dtype == torch.uint8:
+            x = _channels_last(observation).to(weight.dtype)
+        else:
+            x = observation.to(dtype=weight.dtype, memory_format=layout)
         return x.mul_(1 / 255) if observation.dtype == torch.uint8 else x  # the conversion made a copy
 
     def record(self, observation: Tensor) -> tuple[Tensor, Kept]:
@@ -191,7 +203,7 @@ class ImageEncoder(Encoder):
             gradients.pop().addmm_(grad.t(), kept[-1].flatten(1))
             grad = grad @ linear.weight
         # `to` and not `contiguous`, which takes a single channel for channels-last, whatever its strides
-        maps = [part.to(memory_format=torch.channels_last) for part in kept]
+        maps = [_channels_last(part) for part in kept]
         unpooled = self._unpooled.copy()
         grad = grad.reshape(kept[-1].shape).to(memory_format=torch.channels_last)
         for layer in reversed(self.convolutions):

@@ -43,8 +43,8 @@ class RowMaker:
         self._recent: deque[Episode] = deque((Episode(*pair) for pair in state.get("recent", ())), WINDOW)
         self._elapsed_before = float(state.get("seconds", 0.0))
         self._started = time.monotonic()
-        self._sums: defaultdict[str, float] = defaultdict(float)
-        self._n_records = 0
+        self._sums: defaultdict[str, float] = defaultdict(float, state.get("sums", {}))
+        self._counts: defaultdict[str, int] = defaultdict(int, state.get("counts", {}))  # not all have all
         self._last_row_steps = agent_steps
         self._last_row_seconds = self._elapsed_before
 
@@ -64,6 +64,8 @@ class RowMaker:
             "updates": self.updates,
             "episodes": self.episodes,
             "restarts": self.restarts,
+            "sums": dict(self._sums),
+            "counts": dict(self._counts),
             "recent": [list(episode) for episode in self._recent],
             "seconds": round(self.seconds, 3),
             "mean_return": self.mean_return,
@@ -76,9 +78,9 @@ class RowMaker:
         self.updates += 1
         self.episodes += len(record.episodes)
         self._recent.extend(record.episodes)
-        self._n_records += 1
         for name, value in record.metrics.items():
             self._sums[name] += value
+            self._counts[name] += 1
         if self.agent_steps // self.log_every == previous // self.log_every:
             return None
         return self._row()
@@ -93,13 +95,13 @@ class RowMaker:
             "restarts": self.restarts,
             "mean_return": nan if self.mean_return is None else self.mean_return,
             "mean_length": sum(e.length for e in self._recent) / len(self._recent) if self._recent else nan,
-            **{name: total / self._n_records for name, total in self._sums.items()},
+            **{name: total / self._counts[name] for name, total in self._sums.items()},
             "steps_per_second": (self.agent_steps - self._last_row_steps)
             / max(1e-9, seconds - self._last_row_seconds),
             "seconds": seconds,
         }
         self._sums.clear()
-        self._n_records = 0
+        self._counts.clear()
         self._last_row_steps = self.agent_steps
         self._last_row_seconds = seconds
         return row

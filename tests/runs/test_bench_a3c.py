@@ -53,7 +53,7 @@ def test_a_real_run_has_all_rows_and_goes_on_without_stable_baselines3(
     content = read(file)
     trainer, network, emulators = content["rows"]
     assert list(trainer) == ["preset", "head", *SETTINGS, *RATES, "repeats", "breakdown", "memory"]
-    assert [trainer[name] for name in ("preset", "head", *SETTINGS[:3])] == ["a3c", "neurocoder", 1, 8, 40]
+    assert [trainer[name] for name in ("preset", "head", *SETTINGS[:3])] == ["a3c", "neurocoder", 1, 16, 20]
     assert trainer["precision"] == network["precision"] in ("fp32", "bf16")
     assert [network[name] for name in ("preset", "peer", "of_preset", "of_head")] == [
         None,
@@ -227,8 +227,8 @@ def session(leader: int) -> list[int]:
     ("preset", "network", "games", "protocol"),
     [
         ("a3g", ("a3g", "lstm", 512), (4, 20), "neurocoder2020"),
-        ("a3c", ("a3c", "lstm", 256), (8, 40), "machado2018"),
-        ("nature", ("nature", "none", 256), (8, 40), "machado2018"),
+        ("a3c", ("a3c", "lstm", 256), (16, 20), "machado2018"),
+        ("nature", ("nature", "none", 256), (16, 20), "machado2018"),
     ],
 )
 def test_presets_are_what_the_trainer_is_told(

@@ -229,8 +229,8 @@ DAMAGE: dict[Callable[[Path], None], str] = {
     truncate_optimizer: "optimizer.safetensors: damaged or not safetensors",
     truncate_state: "state.json: damaged",
     put_text: "model.safetensors: damaged or not safetensors",
-    replace_model: "unknown conv1.weight",
-    replace_optimizer: "optimiser state does not fit",
+    replace_model: "model.safetensors: damaged, or not the file that was saved",
+    replace_optimizer: "optimizer.safetensors: damaged, or not the file that was saved",
     forget_steps: "agent_steps is missing",
 }
 
@@ -239,8 +239,20 @@ DAMAGE: dict[Callable[[Path], None], str] = {
 def test_a_damaged_or_foreign_checkpoint_is_not_resumed(
     damage: Callable[[Path], None], run: Path, saved: Path, capsys: Capture
 ) -> None:
+    for older in set(saved.parent.iterdir()) - {saved}:
+        shutil.rmtree(older)
     damage(saved)
     assert DAMAGE[damage] in resume_refused(run, capsys)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    run: Path, saved: Path, capsys: Capture
+) -> None:
+    truncate_optimizer(saved)
+    assert main(["train", "--resume", str(run)]) == 0
+    said = capsys.readouterr()
+    assert "optimizer.safetensors: damaged" in said.err and "going on from" in said.err
+    assert "resuming at 128 agent steps" in said.out
 
 
 @pytest.mark.parametrize(

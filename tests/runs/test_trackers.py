@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def test_a_row_is_the_mean_of_the_records_since_the_last_one(clock: Clock) -> No
         "agent_steps": 120,
         "updates": 3,
         "episodes": 3,
+        "restarts": 0,
         "mean_return": 5.0,
         "mean_length": 10.0,
         "loss": 3.0,
@@ -121,10 +123,21 @@ def test_the_state_is_plain_data(clock: Clock) -> None:
     assert rows.state() == {
         "updates": 1,
         "episodes": 2,
+        "restarts": 0,
+        "sums": {"loss": 0.0},
+        "counts": {"loss": 1},
         "recent": [[2.0, 10], [4.0, 10]],
         "seconds": 1.5,
         "mean_return": 3.0,
     }
+
+
+def test_a_resumed_row_has_what_came_before_the_checkpoint(clock: Clock) -> None:
+    rows = RowMaker(100)
+    rows.add(record(50, 2.0))
+    resumed = RowMaker(100, 50, json.loads(json.dumps(rows.state())))
+    made = resumed.add(record(100, 4.0))
+    assert made is not None and made["loss"] == 3.0
 
 
 # --------------------------------------------------------------------------------------------- csv
