@@ -161,6 +161,32 @@ def unpack_snapshots(checkpoint: Checkpoint) -> dict[int, Snapshot]:
     return snapshots
 
 
+def train_spec(
+    config: TrainConfig,
+    policy: Policy,
+    make_envs: partial[EpisodeRecorder],
+    resumed_at: int = 0,
+    snapshots: dict[int, Snapshot] | None = None,
+) -> TrainSpec:
+    """Return what the supervisor is told for a run, from its first step or from where it is resumed."""
+    return TrainSpec(
+        make_envs=make_envs,
+        observation_space=policy.observation_space,
+        action_space=policy.action_space,
+        policy=config.policy,
+        a3c=config.a3c,
+        total_steps=config.steps,
+        seed=config.seed,
+        device=config.device,
+        precision=config.precision,
+        checkpoint_every=config.checkpoint_every,
+        max_restarts=config.max_restarts,
+        worker_timeout=config.worker_timeout,
+        resumed_at=resumed_at,
+        snapshots=snapshots or {},
+    )
+
+
 class _Training:
     """A run in progress: what consumes the supervisor's events."""
 
@@ -182,22 +208,7 @@ class _Training:
             assert checkpoint is not None
             raise CheckpointError(f"{checkpoint.path / 'state.json'}: damaged: {error}") from None
         make_envs = environment_factory(config, trust=trust)
-        self.spec = TrainSpec(
-            make_envs=make_envs,
-            observation_space=policy.observation_space,
-            action_space=policy.action_space,
-            policy=config.policy,
-            a3c=config.a3c,
-            total_steps=config.steps,
-            seed=config.seed,
-            device=config.device,
-            precision=config.precision,
-            checkpoint_every=config.checkpoint_every,
-            max_restarts=config.max_restarts,
-            worker_timeout=config.worker_timeout,
-            resumed_at=self.resumed_at,
-            snapshots=snapshots,
-        )
+        self.spec = train_spec(config, policy, make_envs, self.resumed_at, snapshots)
         self.evaluator = Evaluator(run.path, config, make_envs)
         self.evaluated_at = self.resumed_at
         self.trackers = Trackers(

@@ -1,7 +1,7 @@
-"""Do the layer's tests fail when the layer is wrong? ``python tests/mutants.py`` changes one thing at a time.
+"""Do the tests fail when the code is wrong? ``python tests/mutants.py`` changes one thing at a time.
 
 Every mutant is a copy of the package with one expression replaced; its tests must go red. Prints a line for each
-and returns 1 if one survives. Not part of the suite: it runs parts of it some thirty times.
+and returns 1 if one survives. Not part of the suite: it runs parts of it some sixty times.
 """
 
 import os
@@ -18,12 +18,19 @@ MEMORY, LAYER, FUSED, RESIZING, DIAGNOSTICS = (
     for name in ("program_memory", "neurocoder", "fused", "resizing", "diagnostics")
 )
 
+VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE = (
+    f"agents/{name}.py" for name in ("vtrace", "a3c", "hogwild", "rollout", "worker", "supervisor")
+)
+SUPERVISOR = "agents/test_supervisor.py"
+EXACT = "runs/test_training.py"
+
 
 class Mutant(NamedTuple):
     file: str
     old: str
     new: str
     tests: str = "neurocoder"
+    """Of tests/policies, or a file below tests/."""
 
 
 MUTANTS = [
@@ -99,6 +106,39 @@ MUTANTS = [
         "_entropy(mean / mean.sum().clamp_min(1e-12)).exp()",
         "diagnostics",
     ),
+    Mutant(VTRACE, "c_TB = gae_lambda * ratio_TB", "c_TB = ratio_TB", "agents/test_vtrace.py"),
+    Mutant(VTRACE, "clamp(max=max_ratio)", "clamp(max=1.0)", "agents/test_vtrace.py"),
+    Mutant(VTRACE, "+ c_TB[t] * ahead_B", "+ ahead_B", "agents/test_vtrace.py"),
+    Mutant(VTRACE, "+ gae_lambda * ahead_B)", "+ ahead_B)", "agents/test_vtrace.py"),
+    Mutant(VTRACE, "~(terminated_TB | truncated_TB)", "~terminated_TB", "agents/test_vtrace.py"),
+    Mutant(A3C, "advantage.std(correction=0)", "advantage.std()", "agents/test_a3c.py"),
+    Mutant(A3C, "- config.entropy_coefficient", "+ config.entropy_coefficient", "agents/test_a3c.py"),
+    Mutant(
+        HOGWILD, "self._shared.gradients.mean(0)", "self._shared.gradients.sum(0)", "agents/test_hogwild.py"
+    ),
+    Mutant(HOGWILD, "0 < self.checkpoint_at <=", "0 < self.checkpoint_at <", SUPERVISOR),
+    Mutant(WORKER, "board.steps[index] += config.steps_per_rollout", "board.steps[index] += 1", SUPERVISOR),
+    Mutant(WORKER, "float(updates - updates_seen)", "0.0", SUPERVISOR),
+    Mutant(WORKER, "(worker, resumed_at, restarts)", "(worker, resumed_at)", SUPERVISOR),
+    Mutant(WORKER, "    exit_with_parent()\n", "", SUPERVISOR),
+    Mutant(SUPERVISE, "if silent > seat", "if False and silent > seat", SUPERVISOR),
+    Mutant(SUPERVISE, "self.restarts += 1", "pass", SUPERVISOR),
+    Mutant(SUPERVISE, "board.steps += each", "board.steps[0] += each", SUPERVISOR),
+    Mutant(
+        SUPERVISE,
+        "if seat.slowest_update is None:\n                    raise",
+        "if False:\n                    raise",
+        SUPERVISOR,
+    ),
+    Mutant(WORKER, "torch.set_rng_state(torch.from_numpy", "(torch.from_numpy", EXACT),
+    Mutant(WORKER, "            restore_generators(snapshot)\n", "            pass\n", EXACT),
+    Mutant(ROLLOUT, "self.generator.set_state(saved.generator)", "pass", EXACT),
+    Mutant(
+        ROLLOUT,
+        "tuple(part.to(device) for part in saved.recurrent), saved.ep",
+        "self.policy.initial_state(len(saved.episode_start)), saved.ep",
+        EXACT,
+    ),
 ]
 
 
@@ -117,10 +157,12 @@ def main() -> int:
             shutil.copytree(ROOT / "src" / "neurocoder", package)
             for room in ("agents", "envs", "policies", "runs"):
                 shutil.copytree(ROOT / room, package / room)
+            tests = mutant.tests if "/" in mutant.tests else f"policies/test_{mutant.tests}.py"
+            tests = f"tests/{tests}"
             target = package / mutant.file
             target.write_text(text.replace(mutant.old, mutant.new), "utf-8")
             done = subprocess.run(
-                [sys.executable, "-m", "pytest", "-qx", f"tests/policies/test_{mutant.tests}.py"],
+                [sys.executable, "-m", "pytest", "-qx", "-n0", tests],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": folder},
                 capture_output=True,

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,11 +27,11 @@ import gymnasium as gym
 
 from neurocoder.agents.hogwild import SharedModel
 from neurocoder.agents.supervisor import train
-from neurocoder.agents.worker import Record, TrainSpec
+from neurocoder.agents.worker import Record
 from neurocoder.policies import Policy
 from neurocoder.runs.bench import layer, peers
 from neurocoder.runs.config import TrainConfig, resolve
-from neurocoder.runs.training import environment_factory, prepare
+from neurocoder.runs.training import environment_factory, prepare, train_spec
 
 ENV = "ALE/Pong-v5"
 SKIPPED = 2
@@ -135,18 +135,8 @@ class Stopwatch:
 
 def train_for(config: TrainConfig, policy: Policy, seconds: float) -> Trial:
     """Train until every worker was measured for `seconds`; no process is left when this returns or raises."""
-    spec = TrainSpec(
-        make_envs=environment_factory(config),
-        observation_space=policy.observation_space,
-        action_space=policy.action_space,
-        policy=config.policy,
-        a3c=config.a3c,
-        total_steps=2**62,
-        seed=config.seed,
-        device=config.device,
-        precision=config.precision,
-        worker_timeout=config.worker_timeout,
-    )
+    endless = replace(config, steps=2**62, checkpoint_every=2**62, max_restarts=0)
+    spec = train_spec(endless, policy, environment_factory(config))
     stopwatch = Stopwatch(config.a3c.workers, config.a3c.steps_per_rollout)
     events = train(spec, SharedModel(policy, config.a3c), threading.Event())
     assert isinstance(events, Generator)
