@@ -9,6 +9,7 @@ from neurocoder.envs.atari import (
     get_protocol,
     make_atari,
 )
+from neurocoder.envs.random_play import random_observations
 from neurocoder.envs.registry import EnvError, env_ids, env_spec, is_atari
 from neurocoder.envs.replayable import GameState, ReplayableEnvs, SeededEpisodes, episode_seed
 from neurocoder.envs.vector import EpisodeRecorder, make_vec
@@ -31,4 +32,5 @@ __all__ = [
     "is_atari",
     "make_atari",
     "make_vec",
+    "random_observations",
 ]

@@ -1,5 +1,6 @@
 """Everything that maps (observation, state) to (output, state, trace)."""
 
+from neurocoder.policies.calibration import calibrate
 from neurocoder.policies.cores import CORES, State
 from neurocoder.policies.distributions import to_env_action
 from neurocoder.policies.encoders import ENCODERS
@@ -18,6 +19,7 @@ __all__ = [
     "PolicyTrace",
     "ProgramTrace",
     "State",
+    "calibrate",
     "count_parameters",
     "head_options",
     "make_head",

@@ -8,7 +8,7 @@ Features come in two ways: ``encoder(observation)``, by autograd, or ``record`` 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -83,6 +83,14 @@ class Encoder(nn.Module):
 
     out_features: int
 
+    def scaled(self, observation: Tensor) -> Tensor:
+        """Return observations [B, ...] as the first layer takes them: floats, uint8 divided by 255."""
+        raise NotImplementedError
+
+    def stages(self) -> Iterator[nn.Module]:
+        """Yield the layers in the order in which ``forward`` applies them to what :meth:`scaled` returned."""
+        raise NotImplementedError
+
     def record(self, observation: Tensor) -> tuple[Tensor, Kept]:
         """Return the features, and what :meth:`backward_from` needs beside the observation; without autograd."""
         return self(observation), ()
@@ -147,10 +155,15 @@ class ImageEncoder(Encoder):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Map images [B, C, H, W] (uint8, or floats taken as they are) to features [B, out_features]."""
-        return self.hidden(self.convolutions(self._scaled(observation)).flatten(1))
+        return self.hidden(self.convolutions(self.scaled(observation)).flatten(1))
 
-    def _scaled(self, observation: Tensor) -> Tensor:
-        """Return the images as the first convolution takes them."""
+    def stages(self) -> Iterator[nn.Module]:
+        yield from self.convolutions
+        yield nn.Flatten(1)
+        if isinstance(self.hidden, nn.Sequential):
+            yield from self.hidden
+
+    def scaled(self, observation: Tensor) -> Tensor:
         weight = self.convolutions[0].weight
         assert isinstance(weight, Tensor)
         many = not torch.compiler.is_compiling() and len(observation) >= CHANNELS_LAST_FROM
@@ -164,7 +177,7 @@ class ImageEncoder(Encoder):
     def record(self, observation: Tensor) -> tuple[Tensor, Kept]:
         """Return the features and, layer by layer, where poolings found their maxima and what ReLUs gave."""
         kept = []
-        x = self._scaled(observation)
+        x = self.scaled(observation)
         for layer in self.convolutions:
             if isinstance(layer, nn.MaxPool2d):
                 x, where = F.max_pool2d(x, 2, return_indices=True)
@@ -258,12 +271,16 @@ class MLPEncoder(Encoder):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Map observations [B, ...] to features [B, out_features]."""
+        return self.layers(self.scaled(observation))
+
+    def stages(self) -> Iterator[nn.Module]:
+        yield from self.layers
+
+    def scaled(self, observation: Tensor) -> Tensor:
         first = self.layers[0].weight
         assert isinstance(first, Tensor)
         x = observation.flatten(1).to(first.dtype)
-        if observation.dtype == torch.uint8:
-            x = x * (1 / 255)
-        return self.layers(x)
+        return x * (1 / 255) if observation.dtype == torch.uint8 else x
 
 
 def _image(name: str) -> Callable[[tuple[int, ...], bool], Encoder]:

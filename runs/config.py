@@ -58,6 +58,9 @@ class TrainConfig:
     device: str = "cpu"
     precision: str = "auto"
     """auto, fp32 or bf16; a run's config.toml holds what auto came to."""
+    calibration_steps: int = 4_096
+    """Agent steps of random play before the first update, not counted in `steps`: what is seen there sets the
+    scale of the fresh network's layers. Images only; 0: none."""
     log_every: int = 2_000
     """Agent steps between two rows of progress.csv."""
     checkpoint_every: int = 100_000
@@ -89,7 +92,7 @@ class TrainConfig:
         )
         for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
-        for name in ("milestone_every", "max_restarts"):
+        for name in ("milestone_every", "max_restarts", "calibration_steps"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         require(self.worker_timeout > 0, "worker_timeout", self.worker_timeout, "> 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")

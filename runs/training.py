@@ -18,9 +18,9 @@ from neurocoder.agents.hogwild import SharedModel
 from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.agents.supervisor import Standstill, WorkerError, train
 from neurocoder.agents.worker import Notice, Record, Snapshot, TrainSpec
-from neurocoder.envs import EpisodeRecorder, make_vec
+from neurocoder.envs import EpisodeRecorder, make_vec, random_observations
 from neurocoder.errors import ConfigError
-from neurocoder.policies import Policy
+from neurocoder.policies import Policy, calibrate
 from neurocoder.runs.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -40,6 +40,9 @@ from neurocoder.runs.trackers import (
     TensorBoardTracker,
     Trackers,
 )
+
+IMAGE_DIMENSIONS = 3
+"""Channels, height and width."""
 
 LAST_EVALUATION = 600.0
 """Seconds that the end of a run waits for an evaluation that is going on."""
@@ -127,13 +130,17 @@ def prepare(
     """
     check_device(config.device)
     config = replace(config, precision=resolve_precision(config.precision, config.device))
-    with_envs = environment_factory(config, trust=trust)(1)
+    make_envs = environment_factory(config, trust=trust)
+    with_envs = make_envs(1)
     try:
         policy = make_policy(config, with_envs)
     finally:
         with_envs.close()
     if checkpoint is not None:
         load_parameters(policy, checkpoint.model, checkpoint.path)
+    elif config.calibration_steps and len(policy.observation_space.shape) == IMAGE_DIMENSIONS:
+        seen = random_observations(make_envs, config.calibration_steps, config.seed)
+        calibrate(policy, torch.from_numpy(seen))
     return replace(config, policy=policy.config), policy
 
 

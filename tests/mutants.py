@@ -21,6 +21,7 @@ MEMORY, LAYER, FUSED, RESIZING, DIAGNOSTICS = (
 VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE = (
     f"agents/{name}.py" for name in ("vtrace", "a3c", "hogwild", "rollout", "worker", "supervisor")
 )
+CALIBRATION = "policies/calibration.py"
 SUPERVISOR = "agents/test_supervisor.py"
 EXACT = "runs/test_training.py"
 
@@ -139,6 +140,10 @@ MUTANTS = [
         "self.policy.initial_state(len(saved.episode_start)), saved.ep",
         EXACT,
     ),
+    Mutant(CALIBRATION, "bias.sub_(mean).div_(std)", "bias.add_(mean).div_(std)", "calibration"),
+    Mutant(CALIBRATION, "weight.div_(std", "weight.mul_(std", "calibration"),
+    Mutant(CALIBRATION, "std > 1e-3 * std.max()", "std >= 0", "calibration"),
+    Mutant(CALIBRATION, "isinstance(policy.core, RecurrentCore)", "False", "calibration"),
 ]
 
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.envs import PROTOCOLS
@@ -62,6 +63,17 @@ def test_one_worker_and_one_seed_give_the_same_bytes_twice(tmp_path, env):
         assert one.read_bytes() == two.read_bytes()
     other = train_small(tmp_path / "c", env, seed=4)
     assert without_time(other) != without_time(first)
+
+
+def test_a_fresh_network_is_calibrated_on_random_play_where_observations_are_images():
+    def weights(env: str, **overrides) -> torch.Tensor:
+        _, policy = prepare(resolve(env, None, SMALL | overrides, "test"))
+        return torch.nn.utils.parameters_to_vector(policy.parameters())
+
+    pong = weights("ALE/Pong-v5", calibration_steps=256)
+    assert torch.equal(pong, weights("ALE/Pong-v5", calibration_steps=256))
+    assert not torch.equal(pong, weights("ALE/Pong-v5", calibration_steps=0))
+    assert torch.equal(weights("CartPole-v1"), weights("CartPole-v1", calibration_steps=0))
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
