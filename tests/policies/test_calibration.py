@@ -71,7 +71,7 @@ def test_a_channel_that_does_not_vary_is_shifted_but_not_scaled():
     [(e, c) for e in ("a3c", "nature", "a3g", "mlp") for c in CORES if (e, c) != ("a3g", "none")],
 )
 def test_what_stays_the_same_in_all_frames_of_pong_no_longer_fills_the_features(encoder, core, pong):
-    frames = pong[::8]
+    frames = pong[::4]
     policy = fresh(encoder=encoder, core=core)
     steps = (
         len(frames),
@@ -90,7 +90,7 @@ def test_what_stays_the_same_in_all_frames_of_pong_no_longer_fills_the_features(
         ]
     assert constant_share(torch.cat(before)) > 0.95
     assert constant_share(torch.cat(after)) < 0.5
-    assert torch.cat(after).var(0).mean() > 10 * torch.cat(before).var(0).mean()
+    assert torch.cat(after).var(0).mean() > 5 * torch.cat(before).var(0).mean()
 
 
 def test_every_layer_sees_mean_zero_and_deviation_one(pong):
