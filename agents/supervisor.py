@@ -98,6 +98,7 @@ class _Supervisor:
     board: Board = field(init=False)
     seats: list[_Seat] = field(default_factory=list)
     restarts: int = 0
+    _started: list[BaseProcess] = field(default_factory=list)
     _looked: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -119,12 +120,14 @@ class _Supervisor:
             name=f"worker-{index}",
             daemon=True,
         )
+        self._started.append(process)  # before it starts: Ctrl-C may come before it has a seat
         process.start()
         theirs.close()  # ours now ends with EOF when the worker dies
         return _Seat(index, process, ours)
 
     def run(self, stop: threading.Event) -> Iterator[Record | Standstill | Notice]:
-        self.seats = [self._seat(index) for index in range(self.spec.a3c.workers)]
+        for index in range(self.spec.a3c.workers):
+            self.seats.append(self._seat(index))
         update = SharedUpdate(self.model, self.spec.a3c) if self.spec.a3c.sync else None
         while not all(seat.ended for seat in self.seats):
             if stop.is_set():
@@ -255,3 +258,7 @@ class _Supervisor:
             if seat.process.is_alive():
                 seat.process.kill()
             seat.process.join()
+        for process in self._started:
+            if process.is_alive():  # one without a seat
+                process.kill()
+                process.join()
