@@ -129,6 +129,21 @@ def test_a_failing_environment_reports_its_traceback_at_once():
 # ------------------------------------------------------------------------------------------------- supervision
 
 
+def test_an_interrupt_while_workers_start_leaves_none_behind(monkeypatch):
+    spec, model = cartpole(workers=2)
+    start = multiprocessing.context.ForkServerProcess.start
+
+    def interrupted(process: multiprocessing.process.BaseProcess) -> None:
+        start(process)
+        if process.name == "worker-1":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(multiprocessing.context.ForkServerProcess, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, model)
+    assert not children()
+
+
 def test_a_killed_worker_is_named_and_nothing_is_left_without_restarts():
     spec, model = cartpole(total_steps=10**9)
     stream = train(spec, model, threading.Event())
