@@ -11,8 +11,9 @@ What differs from the paper:
 * losses are means over the batch, not sums;
 * heads may carry an auxiliary loss (Neurocoder: the orthogonality of its program memory).
 
-Two relatives share this file's equations: ``sync`` lets all workers share one update (A2C), and ``vtrace``
-corrects for the lag between acting and learning.
+Three relatives share this file's equations: ``sync`` lets all workers share one update (A2C), ``vtrace``
+corrects for the lag between acting and learning, and ``clip_range`` with ``epochs`` and ``minibatches`` learns
+several times from each rollout, game by game, under PPO's objective; advantages are computed anew each time.
 
 Read on: config, the equations as pure functions, the loss.
 
@@ -72,9 +73,15 @@ class A3CConfig:
     """All workers wait for each other and share one update (A2C) instead of one each (A3C)."""
     vtrace: bool = False
     """Learn at the newest parameters, with V-trace's correction for having acted with older ones."""
+    epochs: int = 1
+    """How often each rollout is learned from; more than once needs clip_range or vtrace."""
+    minibatches: int = 1
+    """Parts that a rollout's games are split into anew in each epoch, with one update each."""
+    clip_range: float = 0.0
+    """ε of PPO's clipped objective; 0: the policy gradient of A3C."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "envs_per_worker", "n_steps", "env_groups"):
+        for name in ("workers", "envs_per_worker", "n_steps", "env_groups", "epochs", "minibatches"):
             require(getattr(self, name) >= 1, f"a3c.{name}", getattr(self, name), ">= 1")
         require(
             self.envs_per_worker % self.env_groups == 0,
@@ -82,16 +89,43 @@ class A3CConfig:
             self.env_groups,
             f"a divisor of envs_per_worker={self.envs_per_worker}",
         )
+        require(
+            self.envs_per_worker // self.env_groups % self.minibatches == 0,
+            "a3c.minibatches",
+            self.minibatches,
+            f"a divisor of the {self.envs_per_worker // self.env_groups} games of a rollout",
+        )
+        corrected = self.vtrace or self.clip_range > 0
+        require(self.epochs == 1 or corrected, "a3c.epochs", self.epochs, "1 without clip_range or vtrace")
+        require(
+            not (self.vtrace and self.clip_range), "a3c.clip_range", self.clip_range, "0 with vtrace=True"
+        )
         for name in ("learning_rate", "optimizer_eps"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"a3c.{name}", value, "finite and > 0")
-        for name in ("entropy_coefficient", "value_coefficient", "max_grad_norm", "reward_clip"):
+        for name in (
+            "entropy_coefficient",
+            "value_coefficient",
+            "max_grad_norm",
+            "reward_clip",
+            "clip_range",
+        ):
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, f"a3c.{name}", value, "finite and >= 0")
         for name in ("gamma", "gae_lambda", "rmsprop_decay"):
             require(0 <= getattr(self, name) <= 1, f"a3c.{name}", getattr(self, name), "in [0, 1]")
         for name, known in (("optimizer", ("adam", "rmsprop")), ("lr_schedule", ("constant", "linear"))):
             require(getattr(self, name) in known, f"a3c.{name}", getattr(self, name), f"one of {known}")
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Updates that one rollout is worth."""
+        return self.epochs * self.minibatches
+
+    @property
+    def keeps_acting_pass(self) -> bool:
+        """Whether the one update of a rollout is computed where it was acted: at the same parameters."""
+        return self.updates_per_rollout == 1 and not self.vtrace
 
     @property
     def steps_per_rollout(self) -> int:
@@ -142,6 +176,17 @@ def policy_gradient_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
     return -(log_prob * advantage.detach()).mean()
 
 
+def clipped_surrogate_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
+    """Return −mean(min(r·Â, clip(r, 1 − ε, 1 + ε)·Â)) with r = π/μ (Schulman et al. 2017, "PPO", eq. 7).
+
+    `log_ratio` is log π(aₜ|sₜ) − log μ(aₜ|sₜ), μ being the policy that acted; the advantage is a constant. Where
+    π = μ, value and gradient are those of the policy gradient, but for a constant.
+    """
+    ratio, advantage = log_ratio.exp(), advantage.detach()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return -torch.minimum(ratio * advantage, clipped * advantage).mean()
+
+
 def value_loss(value: Tensor, target: Tensor) -> Tensor:
     """Return ½·mean((Rₜ − V(sₜ))²); the target is a constant (algorithm S3, dθ_v)."""
     return 0.5 * (target.detach() - value).square().mean()
@@ -172,7 +217,7 @@ def loss_and_metrics(
         rollout.observation.to(device),
         rollout.initial_state,
         rollout.episode_start.to(device),
-        None if config.vtrace else rollout.tape,
+        rollout.tape if config.keeps_acting_pass else None,
     )
     value_TB = output.value.float()
     distribution = policy.distribution(output.logits)
@@ -200,7 +245,12 @@ def loss_and_metrics(
 
     if config.normalize_advantage:
         advantage_TB = normalize(advantage_TB)
-    policy_part = policy_gradient_loss(log_prob_TB, advantage_TB.to(device))
+    advantage_TB = advantage_TB.to(device)
+    if config.clip_range:
+        log_ratio_TB = log_prob_TB - rollout.log_prob.to(device)
+        policy_part = clipped_surrogate_loss(log_ratio_TB, advantage_TB, config.clip_range)
+    else:
+        policy_part = policy_gradient_loss(log_prob_TB, advantage_TB)
     value_part = value_loss(value_TB, target_TB.to(device))
     entropy = distribution.entropy().mean()
     loss = (

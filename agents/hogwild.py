@@ -9,6 +9,7 @@ A3C implementations on torch ≥ 2.
 
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -164,15 +165,15 @@ class SharedUpdate:
         self._max_grad_norm = config.max_grad_norm
         self._optimizer = shared.optimizer(config)
 
-    def apply(self, learning_rate: float) -> float:
-        """Apply the mean of the delivered gradients, clipped; return the norm it had.
+    def apply(self, learning_rate: float, workers: Sequence[int]) -> float:
+        """Apply the mean of the gradients that `workers` delivered, clipped; return the norm it had.
 
         Raises
         ------
         NonFiniteLossError
             It is not finite; it was not applied.
         """
-        gradient = self._shared.gradients.mean(0)
+        gradient = self._shared.gradients[list(workers)].mean(0)
         norm = clip_gradient_(gradient, self._max_grad_norm)
         if not math.isfinite(norm):
             raise NonFiniteLossError(f"gradient norm {norm}; the update was not applied")

@@ -1,8 +1,9 @@
-"""The Player: plays episodes with a policy and owns the recurrent state while it does."""
+"""Players: play episodes with a policy and own the recurrent state while they do."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -12,17 +13,23 @@ from torch import Tensor
 from neurocoder.policies import Policy, PolicyOutput, PolicyTrace, to_env_action
 
 
+class Decision(NamedTuple):
+    """What a policy said and did; of policies that are not ours, only the `action` is known."""
+
+    action: Tensor
+    output: PolicyOutput | None = None
+    trace: PolicyTrace | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of all games: what was seen, what the policy said and did, what came of it.
+    """One step of all games: what was seen, what was decided, what came of it.
 
     Games that are `stuck` [num_envs] are cut after this step: the next one is the first of a new game.
     """
 
     observation: np.ndarray
-    output: PolicyOutput
-    trace: PolicyTrace
-    action: Tensor
+    decision: Decision
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
@@ -54,14 +61,8 @@ class StuckGames:
         return stuck
 
 
-class Player:
-    """Plays a batch of games with `policy` (in evaluation mode), sampling actions unless `deterministic`."""
-
-    def __init__(self, policy: Policy, *, deterministic: bool = False, seed: int = 0) -> None:
-        self.policy = policy.eval()
-        self.deterministic = deterministic
-        self.device = next(policy.parameters()).device
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+class GamePlayer(ABC):
+    """Plays a batch of games with whatever :meth:`_decide` decides."""
 
     def play(self, envs: gym.vector.VectorEnv, seeds: list[int], *, stuck_after: int = 0) -> Iterator[Step]:
         """Play for ever from games started with `seeds` (one per game), yielding every step.
@@ -70,24 +71,49 @@ class Player:
         one begins.
         """
         observation, _ = envs.reset(seed=seeds)  # type: ignore[arg-type]  # one per game
-        state = self.policy.initial_state(envs.num_envs)
-        start = torch.ones(envs.num_envs, dtype=torch.bool)
+        self._begin(envs.num_envs)
+        start = np.ones(envs.num_envs, dtype=bool)
         stuck_games = StuckGames(envs.num_envs, stuck_after)
         while True:
-            with torch.no_grad():
-                seen = torch.as_tensor(observation).to(self.device)
-                output, state, trace = self.policy(seen, state, start.to(self.device))
-                distribution = self.policy.distribution(output.logits)
-                action = distribution.mode() if self.deterministic else distribution.sample(self.generator)
+            decision = self._decide(observation, start)
             following, reward, terminated, truncated, info = envs.step(
-                to_env_action(envs.single_action_space, action)
+                to_env_action(envs.single_action_space, decision.action)
             )
             stuck = stuck_games(reward, terminated | truncated, info)
-            yield Step(observation, output, trace, action, reward, terminated, truncated, stuck, info)
+            yield Step(observation, decision, reward, terminated, truncated, stuck, info)
             observation = following
             if stuck.any():  # the other games go on where they are
                 observation, _ = envs.reset(options={"reset_mask": stuck})
-            start = torch.from_numpy(terminated | truncated | stuck)
+            start = terminated | truncated | stuck
+
+    @abstractmethod
+    def _begin(self, num_envs: int) -> None:
+        """Forget the games before: `num_envs` new ones start."""
+
+    @abstractmethod
+    def _decide(self, observation: np.ndarray, start: np.ndarray) -> Decision:
+        """Return what to do, given what is seen and which games [num_envs] have just started."""
+
+
+class Player(GamePlayer):
+    """Plays with `policy` (in evaluation mode), sampling actions unless `deterministic`."""
+
+    def __init__(self, policy: Policy, *, deterministic: bool = False, seed: int = 0) -> None:
+        self.policy = policy.eval()
+        self.deterministic = deterministic
+        self.device = next(policy.parameters()).device
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    def _begin(self, num_envs: int) -> None:
+        self._state = self.policy.initial_state(num_envs)
+
+    @torch.no_grad()
+    def _decide(self, observation: np.ndarray, start: np.ndarray) -> Decision:
+        seen, started = torch.as_tensor(observation), torch.from_numpy(start)
+        output, self._state, trace = self.policy(seen.to(self.device), self._state, started.to(self.device))
+        distribution = self.policy.distribution(output.logits)
+        action = distribution.mode() if self.deterministic else distribution.sample(self.generator)
+        return Decision(action, output, trace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +129,7 @@ class EvaluatedEpisode:
 
 
 def evaluate(
-    player: Player, envs: gym.vector.VectorEnv, episodes: int, seed: int, *, stuck_after: int = 0
+    player: GamePlayer, envs: gym.vector.VectorEnv, episodes: int, seed: int, *, stuck_after: int = 0
 ) -> list[EvaluatedEpisode]:
     """Return `episodes` whole episodes with raw returns, in the order of their seeds.
 

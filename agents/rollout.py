@@ -65,10 +65,29 @@ class Rollout:
     emulation_seconds: float = 0.0
     acting_seconds: float = 0.0
 
+    @property
+    def n_games(self) -> int:
+        """B."""
+        return len(self.bootstrap_value)
+
+    def games(self, index: Tensor) -> "Rollout":
+        """Return the part of the rollout that games `index` played; without tape and episodes."""
+        return Rollout(
+            **{name: getattr(self, name)[:, index] for name in PER_STEP},
+            bootstrap_value=self.bootstrap_value[index],
+            initial_state=tuple(part[index.to(part.device)] for part in self.initial_state),
+        )
+
     def next_value(self, value_TB: Tensor) -> Tensor:
         """Return V of the state that each step led to, [T, B], given V of the states themselves."""
         following = torch.cat((value_TB[1:], self.bootstrap_value[None]))
         return torch.where(self.truncated, self.truncation_value, following)
+
+
+PER_STEP = (
+    "observation", "episode_start", "action", "log_prob",
+    "reward", "terminated", "truncated", "truncation_value",
+)  # fmt: skip
 
 
 class ActorState(NamedTuple):

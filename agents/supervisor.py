@@ -14,6 +14,7 @@ from neurocoder.agents.hogwild import Board, SharedModel, SharedUpdate
 from neurocoder.agents.processes import child_context
 from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.agents.worker import (
+    Delivered,
     Failure,
     Farewell,
     Message,
@@ -50,7 +51,7 @@ class _Seat:
     index: int
     process: BaseProcess
     connection: Connection
-    said: Record | Snapshot | Farewell | None = None
+    said: Record | Delivered | Snapshot | Farewell | None = None
     """What it waits with, or its farewell; None while it works."""
     slowest_update: float | None = None
     """Seconds; None before its first update."""
@@ -140,13 +141,15 @@ class _Supervisor:
                     continue
                 yield from self._take(seat, message, shared=update is not None)
             yield from self._replace_hung()
-            if update is not None and all(isinstance(seat.said, Record) for seat in self.seats):
+            if update is not None:
                 yield from self._share(update)
             if any(isinstance(seat.said, Snapshot) for seat in self.seats) and all(
                 isinstance(seat.said, Snapshot | Farewell) for seat in self.seats
             ):
                 yield self._standstill()
-                self._go_on()
+                self.board.pausing = False
+                self.board.checkpoint_at = self._next_checkpoint(self.board.agent_steps)
+                self._go_on(self.seats)
         yield self._standstill()
 
     def _with_news(self) -> list[_Seat]:
@@ -166,7 +169,7 @@ class _Supervisor:
                     seat.said = message
                 else:
                     yield message
-            case Snapshot() | Farewell():
+            case Snapshot() | Farewell() | Delivered():
                 seat.said = message
             case Failure(kind="nan", text=text):
                 raise NonFiniteLossError(text)
@@ -178,20 +181,28 @@ class _Supervisor:
     # ------------------------------------------------------------------------------------- one update for all
 
     def _share(self, update: SharedUpdate) -> Iterator[Record]:
-        """Apply the mean of all gradients, and let the workers go on."""
+        """Once no worker is on its way, apply the mean of the gradients delivered; let those who did go on.
+
+        All take part, but for those that have just ended or, replaced in the middle of a rollout, wait for a
+        checkpoint that the others have not reached yet.
+        """
+        delivered = [seat for seat in self.seats if isinstance(seat.said, Delivered | Record)]
+        if not delivered or any(seat.said is None for seat in self.seats):
+            return
         spec, board = self.spec, self.board
+        ended = [seat.index for seat in delivered if isinstance(seat.said, Record)]
         each = spec.a3c.steps_per_rollout
         rate = learning_rate(spec.a3c, board.agent_steps + each * len(self.seats), spec.total_steps)
-        norm = update.apply(rate)
-        board.steps += each
-        board.updates += 1
+        norm = update.apply(rate, [seat.index for seat in delivered])
+        board.steps[ended] += each
+        board.updates[[seat.index for seat in delivered]] += 1
         board.pause_if_due()
         shared = {"grad_norm": norm, "learning_rate": rate}
-        for seat in self.seats:
-            assert isinstance(seat.said, Record)
-            metrics = {**seat.said.metrics, **shared}
-            yield replace(seat.said, agent_steps=board.agent_steps, metrics=metrics)
-        self._go_on()
+        for seat in delivered:
+            if isinstance(seat.said, Record):
+                metrics = {**seat.said.metrics, **shared}
+                yield replace(seat.said, agent_steps=board.agent_steps, metrics=metrics)
+        self._go_on(delivered)
 
     def _standstill(self) -> Standstill:
         snapshots = []
@@ -200,12 +211,9 @@ class _Supervisor:
             snapshots.append(seat.said.snapshot if isinstance(seat.said, Farewell) else seat.said)
         return Standstill(self.board.agent_steps, snapshots)
 
-    def _go_on(self) -> None:
-        """Let all who wait go on."""
-        if self.board.pausing and not any(isinstance(seat.said, Record) for seat in self.seats):
-            self.board.pausing = False
-            self.board.checkpoint_at = self._next_checkpoint(self.board.agent_steps)
-        for seat in self.seats:
+    def _go_on(self, seats: list[_Seat]) -> None:
+        """Let those of `seats` who wait go on."""
+        for seat in seats:
             if seat.said is not None and not seat.ended:
                 seat.said = None
                 self.board.beat(seat.index)

@@ -16,7 +16,7 @@ import torch
 from neurocoder.agents.a3c import A3CConfig, learning_rate, loss_and_metrics
 from neurocoder.agents.hogwild import Board, LocalCopy, SharedModel
 from neurocoder.agents.processes import exit_with_parent
-from neurocoder.agents.rollout import Actor, ActorState, Episode, NonFiniteLossError, play
+from neurocoder.agents.rollout import Actor, ActorState, Episode, NonFiniteLossError, Rollout, play
 from neurocoder.envs import EnvError, EpisodeRecorder, GameState
 from neurocoder.policies import Policy, PolicyConfig
 from neurocoder.policies.tape import Tape
@@ -97,7 +97,14 @@ class Farewell:
     snapshot: Snapshot
 
 
-Message = Record | Snapshot | Notice | Failure | Farewell
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A gradient for the update that all share is there, and it is not the last of its rollout."""
+
+    worker: int
+
+
+Message = Record | Delivered | Snapshot | Notice | Failure | Farewell
 
 
 def worker_seeds(
@@ -118,7 +125,7 @@ def run_worker(
     try:
         for message in Worker(index, restarts, spec, model, board).messages():
             connection.send(message)
-            if isinstance(message, Snapshot) or (spec.a3c.sync and isinstance(message, Record)):
+            if isinstance(message, Snapshot | Delivered) or (spec.a3c.sync and isinstance(message, Record)):
                 connection.recv()
                 board.beat(index)
     except (BrokenPipeError, EOFError, ConnectionResetError):
@@ -148,7 +155,7 @@ class Worker:
         self._precision = torch.autocast(self._device.type, torch.bfloat16, enabled=spec.precision == "bf16")
         self._updates_before = float(model.updates) - int(board.updates.sum())
         size = config.envs_per_worker // config.env_groups
-        keeps = spec.precision == "fp32" and not config.vtrace
+        keeps = spec.precision == "fp32" and config.keeps_acting_pass
         self._actors = [
             Actor(
                 self._policy,
@@ -170,7 +177,7 @@ class Worker:
                 if self.board.pausing:
                     yield self.snapshot()
                 else:
-                    yield self._update()
+                    yield from self._update()
             yield Farewell(self.snapshot())
         finally:
             for actor in self._actors:
@@ -195,54 +202,84 @@ class Worker:
         """Return where this worker stands, for a checkpoint."""
         return take_snapshot(self.index, [actor.state() for actor in self._actors])
 
-    def _update(self) -> Record:
-        config, board, index = self.spec.a3c, self.board, self.index
-        clock = [time.perf_counter()]
-        updates_seen = int(board.updates.sum())
-        self._local.pull()
-        clock.append(time.perf_counter())
+    def _update(self) -> Iterator[Delivered | Record]:
+        """Play one rollout and learn from it."""
+        config, index = self.spec.a3c, self.index
+        began = time.perf_counter()
+        self._pull()
+        sharing = time.perf_counter() - began
         with self._precision:
             rollouts = play(self._actors, config.n_steps)
-        clock.append(time.perf_counter())
-        if config.vtrace:
-            updates_seen = int(board.updates.sum())
-            self._local.pull()
         diagnostics = int(self.model.updates) % DIAGNOSED == 0
+        learning = 0.0
         numbers: list[dict[str, float]] = []
-        for rollout in rollouts:
-            with self._precision:
-                loss, metrics = loss_and_metrics(self._policy, rollout, config, diagnostics=diagnostics)
-            (loss / len(rollouts)).backward()
-            numbers.append(metrics)
-        board.beat(index)
-        clock.append(time.perf_counter())
-        metrics = {name: sum(m[name] for m in numbers) / len(numbers) for name in numbers[0]}
-        if config.sync:
-            self._local.deliver(self.model.gradients[index])
-        else:
-            metrics |= self._push(updates_seen)
-        clock.append(time.perf_counter())
-        board.beat(index)
-        pulling, _, learning, sharing = (after - before for before, after in pairwise(clock))
-        metrics |= {
+        for update, parts in enumerate(self._minibatches(rollouts), start=1):
+            clock = [time.perf_counter()]
+            if not config.keeps_acting_pass:
+                self._pull()
+            clock.append(time.perf_counter())
+            numbers += self._learn(parts, diagnostics and update == 1)
+            clock.append(time.perf_counter())
+            if config.sync:
+                self._local.deliver(self.model.gradients[index])
+                if update < config.updates_per_rollout:
+                    yield Delivered(index)
+            else:
+                numbers.append(self._push(played=update == config.updates_per_rollout))
+            clock.append(time.perf_counter())
+            self.board.beat(index)
+            pulling, learned, pushing = (after - before for before, after in pairwise(clock))
+            learning += learned
+            sharing += pulling + pushing
+        metrics = means(numbers) | {
             "time/emulation": sum(rollout.emulation_seconds for rollout in rollouts),
             "time/acting": sum(rollout.acting_seconds for rollout in rollouts),
             "time/learning": learning,
-            "time/sharing": pulling + sharing,
-            "time/update": clock[-1] - clock[0],
+            "time/sharing": sharing,
+            "time/update": time.perf_counter() - began,
         }
         episodes = [episode for rollout in rollouts for episode in rollout.episodes]
-        return Record(index, board.agent_steps, metrics, episodes)
+        yield Record(index, self.board.agent_steps, metrics, episodes)
 
-    def _push(self, updates_seen: int) -> dict[str, float]:
+    def _minibatches(self, rollouts: list[Rollout]) -> Iterator[list[Rollout]]:
+        """Yield what each update is to learn from: a part of every actor's games."""
+        config = self.spec.a3c
+        for _ in range(config.epochs):
+            if config.minibatches == 1:
+                yield rollouts
+                continue
+            orders = [torch.randperm(rollout.n_games).chunk(config.minibatches) for rollout in rollouts]
+            for chunks in zip(*orders, strict=True):
+                yield [rollout.games(chunk) for rollout, chunk in zip(rollouts, chunks, strict=True)]
+
+    def _learn(self, rollouts: list[Rollout], diagnostics: bool) -> list[dict[str, float]]:
+        """Accumulate the gradient of the mean loss; return the numbers of each rollout."""
+        numbers = []
+        for rollout in rollouts:
+            with self._precision:
+                loss, metrics = loss_and_metrics(
+                    self._policy, rollout, self.spec.a3c, diagnostics=diagnostics
+                )
+            (loss / len(rollouts)).backward()
+            numbers.append(metrics)
+        self.board.beat(self.index)
+        return numbers
+
+    def _pull(self) -> None:
+        self._updates_seen = int(self.board.updates.sum())
+        self._local.pull()
+
+    def _push(self, *, played: bool) -> dict[str, float]:
         """Apply the gradient to the shared model, and tell what happened to it meanwhile.
+
+        `played`: count the rollout's agent steps, which is learned from now.
 
         ``policy_lag``: updates of others since this worker's parameters were copied. ``overlapping_updates``:
         1 if another worker was writing at the same moment, so that some numbers of either may be lost.
         ``lost_updates``: how often the optimiser's own counter lost one, over all workers.
         """
         config, board, index = self.spec.a3c, self.board, self.index
-        agent_steps = board.agent_steps + config.steps_per_rollout
+        agent_steps = board.agent_steps + config.steps_per_rollout  # as if each update were the last
         rate = learning_rate(config, agent_steps, self.spec.total_steps)
         updates = int(board.updates.sum())
         board.pushing[index] = 1
@@ -251,16 +288,26 @@ class Worker:
         overlapped = busy or int(board.pushing.sum()) > 1 or int(board.updates.sum()) != updates
         board.pushing[index] = 0
         board.updates[index] += 1
-        board.steps[index] += config.steps_per_rollout
+        if played:
+            board.steps[index] += config.steps_per_rollout
         board.pause_if_due()
         lost = int(board.updates.sum()) - (float(self.model.updates) - self._updates_before)
         return {
             "grad_norm": norm,
             "learning_rate": rate,
-            "policy_lag": float(updates - updates_seen),
+            "policy_lag": float(updates - self._updates_seen),
             "overlapping_updates": float(overlapped),
             "lost_updates": max(0.0, lost),
         }
+
+
+def means(numbers: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of every number over those that have it."""
+    columns: dict[str, list[float]] = {}
+    for row in numbers:
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return {name: sum(column) / len(column) for name, column in columns.items()}
 
 
 # --------------------------------------------------------------------------------------- snapshots

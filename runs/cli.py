@@ -18,7 +18,7 @@ _COMMANDS = {
     "train": "Train an agent; ENV is any installed Gymnasium id, e.g. ALE/Pong-v5.",
     "eval": "Play whole episodes with a trained agent and print its raw score.",
     "compare": "Compare runs: learning curves, intervals over seeds, human-normalised scores.",
-    "list": "List envs, heads, recipes or runs.",
+    "list": "List envs, heads, recipes, runs or zoo.",
     "bench": "Measure speed and memory on this machine.",
     "doctor": "Check this machine for what slows training down or breaks it.",
 }

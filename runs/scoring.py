@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 import gymnasium as gym
 import numpy as np
 
-from neurocoder.agents.player import EvaluatedEpisode, Player, evaluate
+from neurocoder.agents.player import GamePlayer, Player, evaluate
 from neurocoder.policies import Policy
 from neurocoder.runs.checkpoint import load_checkpoint, load_parameters
 from neurocoder.runs.config import EvaluationConfig, TrainConfig
@@ -17,7 +17,23 @@ MAX_GAMES = 16
 """Games played at once."""
 
 
-class Score(TypedDict):
+class Games(TypedDict):
+    """What came of the games of an evaluation."""
+
+    mean: float
+    std: float
+    """Of the games, with n - 1; 0 for a single one."""
+    returns: list[float]
+    """Raw returns of whole games."""
+    lengths: list[int]
+    """Agent steps."""
+    stuck: int
+    """How many games were cut because they stood still."""
+    truncated: int
+    """How many games ended at the frame cap or the environment's time limit."""
+
+
+class Score(Games):
     """What is kept of an evaluation: one line of ``evaluations.jsonl``, a checkpoint's ``evaluation.json``."""
 
     source: str
@@ -30,17 +46,6 @@ class Score(TypedDict):
     stuck_after: int
     """Agent steps without a reward or a lost life after which a game was cut; 0: never."""
     seed: int
-    mean: float
-    std: float
-    """Of the games, with n - 1; 0 for a single one."""
-    returns: list[float]
-    """Raw returns of whole games."""
-    lengths: list[int]
-    """Agent steps."""
-    stuck: int
-    """How many games were cut because they stood still."""
-    truncated: int
-    """How many games ended at the frame cap or the environment's time limit."""
     seconds: NotRequired[float]
     """That a training's evaluation took."""
 
@@ -68,21 +73,9 @@ def score_checkpoint(
         policy = Policy(envs.single_observation_space, envs.single_action_space, config.policy)
         load_parameters(policy, saved.model, path)
         player = Player(policy.to(device), deterministic=evaluation.deterministic, seed=seed)
-        played = evaluate(player, envs, evaluation.episodes, seed, stuck_after=evaluation.stuck_after)
+        games = score_games(player, envs, evaluation, seed)
     finally:
         envs.close()
-    return _score(played, path, config, evaluation, seed, source)
-
-
-def _score(
-    played: list[EvaluatedEpisode],
-    path: Path,
-    config: TrainConfig,
-    evaluation: EvaluationConfig,
-    seed: int,
-    source: str,
-) -> Score:
-    returns = [episode.raw_return for episode in played]
     return Score(
         source=source,
         env=config.env,
@@ -91,6 +84,17 @@ def _score(
         deterministic=evaluation.deterministic,
         stuck_after=evaluation.stuck_after,
         seed=seed,
+        **games,
+    )
+
+
+def score_games(
+    player: GamePlayer, envs: gym.vector.VectorEnv, evaluation: EvaluationConfig, seed: int
+) -> Games:
+    """Play ``evaluation.episodes`` games of `envs` and return what came of them."""
+    played = evaluate(player, envs, evaluation.episodes, seed, stuck_after=evaluation.stuck_after)
+    returns = [episode.raw_return for episode in played]
+    return Games(
         mean=float(np.mean(returns)),
         std=float(np.std(returns, ddof=1)) if len(returns) > 1 else 0.0,
         returns=returns,

@@ -22,6 +22,8 @@ VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE = (
     f"agents/{name}.py" for name in ("vtrace", "a3c", "hogwild", "rollout", "worker", "supervisor")
 )
 CALIBRATION = "policies/calibration.py"
+SB3_LAYERS, SB3_ACTOR_CRITIC = (f"policies/sb3/{name}.py" for name in ("layers", "actor_critic"))
+SB3_ENVS = "envs/sb3.py"
 SUPERVISOR = "agents/test_supervisor.py"
 EXACT = "runs/test_training.py"
 
@@ -119,7 +121,36 @@ MUTANTS = [
     ),
     Mutant(HOGWILD, "0 < self.checkpoint_at <=", "0 < self.checkpoint_at <", SUPERVISOR),
     Mutant(WORKER, "board.steps[index] += config.steps_per_rollout", "board.steps[index] += 1", SUPERVISOR),
-    Mutant(WORKER, "float(updates - updates_seen)", "0.0", SUPERVISOR),
+    Mutant(WORKER, "float(updates - self._updates_seen)", "0.0", SUPERVISOR),
+    Mutant(WORKER, "        if played:\n", "        if True:\n", SUPERVISOR),
+    Mutant(WORKER, "for _ in range(config.epochs):", "for _ in range(1):", SUPERVISOR),
+    Mutant(A3C, "torch.minimum(ratio * adv", "torch.maximum(ratio * adv", "agents/test_a3c.py"),
+    Mutant(
+        A3C,
+        "ratio.clamp(1 - clip_range, 1 + clip_range)",
+        "ratio.clamp(max=1 + clip_range)",
+        "agents/test_a3c.py",
+    ),
+    Mutant(
+        A3C,
+        "log_prob_TB - rollout.log_prob.to(device)",
+        "rollout.log_prob.to(device) - log_prob_TB",
+        "agents/test_a3c.py",
+    ),
+    Mutant(ROLLOUT, "part[index.to(part.device)]", "part[: len(index)]", "agents/test_a3c.py"),
+    Mutant(SB3_LAYERS, "gradient.new_ones(())", "gradient.new_zeros(())", "policies/test_sb3.py"),
+    Mutant(
+        SB3_LAYERS, "if not (self.training and torch.is_grad_enabled()):", "if False:", "policies/test_sb3.py"
+    ),
+    Mutant(SB3_ACTOR_CRITIC, "log_prob(actions), -loss)", "log_prob(actions), loss)", "policies/test_sb3.py"),
+    Mutant(SB3_ACTOR_CRITIC, '"normalize_images": self.normalize_images', "", "policies/test_sb3.py"),
+    Mutant(
+        SB3_ENVS,
+        "if over else observation[row]",
+        "if over else info.get('final_obs', observation)[row] * 0",
+        "envs/test_sb3.py",
+    ),
+    Mutant(SB3_ENVS, "truncated[row] and not terminated[row]", "terminated[row]", "envs/test_sb3.py"),
     Mutant(WORKER, "(worker, resumed_at, restarts)", "(worker, resumed_at)", SUPERVISOR),
     Mutant(WORKER, "    exit_with_parent()\n", "", SUPERVISOR),
     Mutant(SUPERVISE, "if silent > seat", "if False and silent > seat", SUPERVISOR),

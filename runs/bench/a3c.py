@@ -56,8 +56,8 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "a3g": Preset("neurocoder2020"),
-    "a3c": Preset("atari"),
-    "nature": Preset("atari", {"policy.encoder": "nature", "policy.core": "none"}),
+    "a3c": Preset("a3c"),
+    "nature": Preset("a3c", {"policy.encoder": "nature", "policy.core": "none"}),
 }
 """The paper's network with LSTM 512, the A3C network with LSTM 256, the DQN network without a core."""
 

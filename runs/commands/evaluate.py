@@ -2,13 +2,13 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from neurocoder.runs.config import TrainConfig
-    from neurocoder.runs.scoring import Score
+    from neurocoder.runs.config import EvaluationConfig
+    from neurocoder.runs.scoring import Games
 
 
 def evaluate(
@@ -22,16 +22,18 @@ def evaluate(
     seed: int = 0,
     device: str = "cpu",
     logs: Path = Path("logs"),
+    env: str | None = None,
+    preset: str | None = None,
     trust: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Play whole episodes with a trained agent and print its raw score and what it means.
 
-    The line is also appended to RUN/evaluations.jsonl.
+    The score of a run is also appended to its evaluations.jsonl.
 
     Parameters
     ----------
     run
-        Folder of the run.
+        Folder of the run; or a zip saved by Stable-Baselines3, with --env and --trust.
     episodes
         Whole games to play.
     deterministic
@@ -47,32 +49,60 @@ def evaluate(
         cpu, cuda or cuda:N.
     logs
         Folder of all runs.
+    env
+        Environment id to play a zip in.
+    preset
+        Atari protocol to play a zip under: machado2018 (default), dqn2015 or neurocoder2020.
     trust
-        Allow the run to import the module that its environment id names.
+        Allow the run to import the module that its environment id names; a zip is only read with it, as that
+        runs the code in its pickles.
     """
-    from neurocoder.errors import require
-    from neurocoder.runs.checkpoint import find_checkpoint
-    from neurocoder.runs.config import EvaluationConfig
-    from neurocoder.runs.run import Run
-    from neurocoder.runs.scoring import append_score, score_checkpoint
-    from neurocoder.runs.training import check_device, environment_factory
+    from neurocoder.errors import ConfigError, require
+    from neurocoder.runs.training import check_device
 
     require(episodes >= 1, "--episodes", episodes, ">= 1")
     require(stuck_after is None or stuck_after >= 0, "--stuck-after", stuck_after, ">= 0")
     require(0 <= seed < 2**63, "--seed", seed, "in [0, 2^63)")
     check_device(device)
+    options = _Options(episodes, deterministic, stuck_after, seed, device, trust)
+    if run.endswith(".zip"):
+        return _evaluate_sb3(Path(run), env, preset, options)
+    if env is not None or preset is not None:
+        raise ConfigError("--env and --preset are for zips of Stable-Baselines3; a run knows its own")
+    return _evaluate_run(run, checkpoint, logs, options)
+
+
+class _Options(NamedTuple):
+    episodes: int
+    deterministic: bool
+    stuck_after: int | None
+    seed: int
+    device: str
+    trust: bool
+
+
+def _evaluate_run(run: str, checkpoint: str, logs: Path, options: _Options) -> int:
+    from neurocoder.runs.checkpoint import find_checkpoint
+    from neurocoder.runs.config import EvaluationConfig
+    from neurocoder.runs.run import Run
+    from neurocoder.runs.scoring import append_score, score_checkpoint
+    from neurocoder.runs.training import environment_factory
+
     found = Run.open(run, logs)
     config = found.config()
     path = find_checkpoint(found.checkpoints, checkpoint)
     evaluation = EvaluationConfig(
-        episodes=episodes,
-        deterministic=deterministic,
-        stuck_after=config.evaluation.stuck_after if stuck_after is None else stuck_after,
+        episodes=options.episodes,
+        deterministic=options.deterministic,
+        stuck_after=config.evaluation.stuck_after if options.stuck_after is None else options.stuck_after,
     )
-    make_envs = environment_factory(config, trust=trust)
+    make_envs = environment_factory(config, trust=options.trust)
     started = time.monotonic()
-    score = score_checkpoint(path, config, evaluation, make_envs, seed=seed, source="eval", device=device)
-    _print(config, path, score, time.monotonic() - started)
+    score = score_checkpoint(
+        path, config, evaluation, make_envs, seed=options.seed, source="eval", device=options.device
+    )
+    protocol = None if config.protocol is None else config.describe_protocol()
+    _print(config.env, path, score, evaluation, options.seed, time.monotonic() - started, protocol)
     try:
         append_score(found.path, score)
     except OSError as error:  # a read-only run can be evaluated too
@@ -80,19 +110,80 @@ def evaluate(
     return 0
 
 
-def _print(config: "TrainConfig", path: Path, score: "Score", seconds: float) -> None:
-    actions = "most probable" if score["deterministic"] else "sampled"
-    spread = f"mean ± std of {len(score['returns'])} episodes"
-    print(f"{config.env}  {path}")
-    print(f"raw return {score['mean']:.2f} ± {score['std']:.2f} ({spread}), actions {actions}")
-    print(f"episodes {', '.join(f'{value:g}' for value in score['returns'])}")
-    limit = "time limit" if config.protocol is None else "frame cap"
+def _evaluate_sb3(path: Path, env: str | None, preset: str | None, options: _Options) -> int:
+    from neurocoder.errors import ConfigError
+
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    if not options.trust:
+        raise ConfigError(
+            f"{path}: a zip of Stable-Baselines3 holds pickles, which run code when they are read; "
+            f"give --trust if you know where it comes from"
+        )
+    if env is None:
+        raise ConfigError(
+            f"{path}: a zip of Stable-Baselines3 does not say which environment it is for; give --env ID"
+        )
+    from neurocoder.agents.sb3_player import SB3Player
+    from neurocoder.envs import env_spec, get_protocol, is_atari, make_vec
+    from neurocoder.policies.sb3.zips import load_policy
+    from neurocoder.runs.config import EvaluationConfig
+    from neurocoder.runs.scoring import MAX_GAMES, score_games
+
+    atari = is_atari(env_spec(env))
+    if preset is not None and not atari:
+        raise ConfigError(f"--preset is for Atari games, and {env!r} is none")
+    protocol = get_protocol(preset or "machado2018") if atari else None
+    defaults = EvaluationConfig()
+    evaluation = EvaluationConfig(
+        episodes=options.episodes,
+        deterministic=options.deterministic,
+        stuck_after=defaults.stuck_after if options.stuck_after is None else options.stuck_after,
+    )
+    policy = load_policy(path, options.device)
+    envs = make_vec(env, min(options.episodes, MAX_GAMES), protocol=protocol)
+    try:
+        for kind, has, needs in (
+            ("observations", envs.single_observation_space, policy.observation_space),
+            ("actions", envs.single_action_space, policy.action_space),
+        ):
+            if (
+                has.shape != needs.shape
+                or has.dtype != needs.dtype
+                or getattr(has, "n", 0) != getattr(needs, "n", 0)
+            ):
+                raise ConfigError(f"{path}: its policy has {kind} {needs}, {env} has {has}")
+        player = SB3Player(policy, deterministic=options.deterministic, seed=options.seed)
+        started = time.monotonic()
+        games = score_games(player, envs, evaluation, options.seed)
+    finally:
+        envs.close()
+    described = None if protocol is None else protocol.describe()
+    _print(env, path, games, evaluation, options.seed, time.monotonic() - started, described)
+    return 0
+
+
+def _print(
+    env: str,
+    path: Path,
+    games: "Games",
+    evaluation: "EvaluationConfig",
+    seed: int,
+    seconds: float,
+    protocol: str | None,
+) -> None:
+    actions = "most probable" if evaluation.deterministic else "sampled"
+    spread = f"mean ± std of {len(games['returns'])} episodes"
+    print(f"{env}  {path}")
+    print(f"raw return {games['mean']:.2f} ± {games['std']:.2f} ({spread}), actions {actions}")
+    print(f"episodes {', '.join(f'{value:g}' for value in games['returns'])}")
+    limit = "time limit" if protocol is None else "frame cap"
     rule = (
-        f"{score['stuck_after']:,} agent steps without a reward or a lost life"
-        if score["stuck_after"]
+        f"{evaluation.stuck_after:,} agent steps without a reward or a lost life"
+        if evaluation.stuck_after
         else "off"
     )
-    print(f"cut short: {score['truncated']} at the {limit}, {score['stuck']} as stuck ({rule})")
-    print(f"{sum(score['lengths']):,} agent steps in {seconds:.1f} s, seed {score['seed']}")
-    if config.protocol is not None:
-        print(f"protocol {config.describe_protocol()}")
+    print(f"cut short: {games['truncated']} at the {limit}, {games['stuck']} as stuck ({rule})")
+    print(f"{sum(games['lengths']):,} agent steps in {seconds:.1f} s, seed {seed}")
+    if protocol is not None:
+        print(f"protocol {protocol}")

@@ -7,18 +7,21 @@ from rich.console import Console
 from rich.table import Table
 
 
-def listing(what: Literal["envs", "heads", "recipes", "runs"], /, *, logs: Path = Path("logs")) -> None:
-    """List envs, heads, recipes or runs.
+def listing(
+    what: Literal["envs", "heads", "recipes", "runs", "zoo"], /, *, logs: Path = Path("logs")
+) -> None:
+    """List envs, heads, recipes, runs or zoo.
 
     Parameters
     ----------
     what
         envs: installed environment ids; heads: with their options; recipes: with what they are for; runs:
-        below the logs folder, with progress and score.
+        below the logs folder, with progress and score; zoo: hyper-parameter files for the RL Zoo's --conf-file.
     logs
         Folder of all runs.
     """
-    {"envs": _envs, "heads": _heads, "recipes": _recipes, "runs": lambda: _runs(logs)}[what]()
+    lists = {"envs": _envs, "heads": _heads, "recipes": _recipes, "runs": lambda: _runs(logs), "zoo": _zoo}
+    lists[what]()
 
 
 def _envs() -> None:
@@ -43,6 +46,14 @@ def _recipes() -> None:
     for name in recipe_names():
         text = (resources.files("neurocoder.runs.recipes") / f"{name}.toml").read_text("utf-8")
         print(f"{name}: {text.splitlines()[0].removeprefix('# ')}")
+
+
+def _zoo() -> None:
+    from importlib import resources
+
+    for file in sorted(resources.files("neurocoder.runs.zoo").iterdir(), key=lambda item: item.name):
+        if file.name.endswith(".yml"):
+            print(f"{file.name.removesuffix('.yml')}: {file}")
 
 
 def _runs(logs: Path) -> None:

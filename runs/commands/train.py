@@ -52,7 +52,7 @@ def train(
 ) -> int:
     """Train an agent; ENV is any installed Gymnasium id, e.g. ALE/Pong-v5.
 
-    Without flags: A3C with Neurocoder heads; Atari games with the a3c network and an LSTM under the protocol
+    Without flags: A3C with Neurocoder heads; Atari games with the a3c network under the protocol
     machado2018 (recipe `atari`), everything else with a small network (recipe `control`). Ctrl-C saves and
     ends the run.
 

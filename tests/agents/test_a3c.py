@@ -7,6 +7,7 @@ import torch
 
 from neurocoder.agents.a3c import (
     A3CConfig,
+    clipped_surrogate_loss,
     generalized_advantage,
     learning_rate,
     loss_and_metrics,
@@ -116,6 +117,29 @@ def test_losses_by_hand_and_their_gradients():
     loss.backward()
     assert loss.item() == 1.25
     assert value.grad.tolist() == [-0.5, 1.0] and target.grad is None
+
+
+def test_the_clipped_surrogate_by_hand():
+    ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1], dtype=torch.float64)
+    advantage = torch.tensor([2.0, -2.0, 2.0, -2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    log_ratio = ratio.log().requires_grad_()
+    loss = clipped_surrogate_loss(log_ratio, advantage, 0.2)
+    loss.backward()
+    # min(r·Â, clip(r)·Â): 1.2·2, 1.5·−2, 0.5·2, 0.8·−2, 1.1·3
+    assert loss.item() == pytest.approx(-(2.4 - 3.0 + 1.0 - 1.6 + 3.3) / 5)
+    # where clipping has won there is nothing to gain; elsewhere d(r·Â)/d log r = r·Â
+    torch.testing.assert_close(log_ratio.grad, -torch.tensor([0, -3.0, 1.0, 0, 3.3], dtype=torch.float64) / 5)
+    assert advantage.grad is None
+
+
+def test_the_clipped_surrogate_starts_as_the_policy_gradient():
+    log_prob = torch.randn(7, requires_grad=True)
+    advantage = torch.randn(7)
+    (expected,) = torch.autograd.grad(policy_gradient_loss(log_prob, advantage), log_prob)
+    (made,) = torch.autograd.grad(
+        clipped_surrogate_loss(log_prob - log_prob.detach(), advantage, 0.1), log_prob
+    )
+    torch.testing.assert_close(made, expected)
 
 
 def test_learning_rate_schedules():
@@ -235,6 +259,12 @@ def test_every_head_learns_with_its_loss_and_diagnostics(head):
         (dict(learning_rate=float("nan")), "a3c.learning_rate=nan"),
         (dict(optimizer="sgd"), "a3c.optimizer='sgd' must be one of"),
         (dict(reward_clip=-1.0), "a3c.reward_clip=-1.0"),
+        (dict(clip_range=-0.1), "a3c.clip_range=-0.1"),
+        (dict(epochs=0), "a3c.epochs=0 must be >= 1"),
+        (dict(epochs=2), "a3c.epochs=2 must be 1 without clip_range or vtrace"),
+        (dict(minibatches=3), "a3c.minibatches=3 must be a divisor of the 16 games of a rollout"),
+        (dict(minibatches=16, env_groups=2), "a3c.minibatches=16 must be a divisor of the 8 games"),
+        (dict(clip_range=0.1, vtrace=True), "a3c.clip_range=0.1 must be 0 with vtrace=True"),
     ],
 )
 def test_values_out_of_range_are_named(options, message):
@@ -256,3 +286,46 @@ def test_normalized_advantages_enter_the_policy_s_loss_and_nothing_else():
     )
     differing = {name for name in plain if plain[name] != normalized[name]}
     assert differing == {"policy_loss", "loss"}
+
+
+@pytest.mark.parametrize("core", ["none", "lstm"])
+def test_the_parts_of_a_rollout_make_the_whole(core):
+    policy = small_policy(core, "neurocoder")
+    stream = rollouts(
+        policy, make_vec("TruncatedClock-v0", 4), 6, [1, 2, 3, 4], torch.Generator().manual_seed(0)
+    )
+    _, rollout = next(stream), next(stream)
+    config = A3CConfig(n_steps=6, envs_per_worker=4, minibatches=2, clip_range=0.2)
+
+    def gradient(*parts):
+        policy.zero_grad()
+        for part in parts:
+            (loss_and_metrics(policy, part, config)[0] / len(parts)).backward()
+        return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+    order = torch.tensor([2, 0, 3, 1])
+    parts = [rollout.games(index) for index in order.chunk(2)]
+    assert parts[0].observation.shape[:2] == (6, 2) and parts[0].n_games == 2
+    assert torch.equal(parts[1].reward, rollout.reward[:, [3, 1]])
+    torch.testing.assert_close(gradient(*parts), gradient(rollout), rtol=1e-4, atol=1e-6)
+
+
+def test_a_clipped_loss_knows_what_the_acting_policy_thought():
+    policy, (_, second, _) = first_rollouts("Clock-v0")
+    second.log_prob -= 1.0  # as if the policy had since come to like its actions e times better
+    plain, clipped = (
+        loss_and_metrics(policy, second, A3CConfig(n_steps=3, clip_range=clip))[1]["policy_loss"]
+        for clip in (0.0, 0.2)
+    )
+    advantage = second.reward.clamp(-1, 1)  # by a critic that knows nothing, nearly
+    assert plain != clipped
+    assert (advantage > 0).all() and clipped == pytest.approx(
+        plain / -second_log_prob(policy, second) * -1.2, rel=0.2
+    )
+
+
+def second_log_prob(policy, rollout):
+    """Return the mean log-probability of what was done: the same for all, as the policy is nearly uniform."""
+    with torch.no_grad():
+        logits = policy(rollout.observation, (), rollout.episode_start)[0].logits
+    return float(policy.distribution(logits).log_prob(rollout.action).mean())

@@ -147,12 +147,13 @@ def test_workers_of_a2c_share_the_mean_of_their_gradients():
         (local.module.weight * gradient).sum().backward()
         local.deliver(shared.gradients[worker])
     before = shared.values[0].item()
-    assert SharedUpdate(shared, config).apply(learning_rate=1e6) == 3.0
+    assert SharedUpdate(shared, config).apply(learning_rate=1e6, workers=range(3)) == 3.0
     assert before - shared.values[0].item() == pytest.approx(3.0, rel=1e-4)
+    assert SharedUpdate(shared, config).apply(learning_rate=1e6, workers=[0, 2]) == 3.5
     shared.gradients[1, 0] = float("nan")
     after = shared.values.clone()
     with pytest.raises(NonFiniteLossError, match="the update was not applied"):
-        SharedUpdate(shared, config).apply(learning_rate=1e6)
+        SharedUpdate(shared, config).apply(learning_rate=1e6, workers=range(3))
     torch.testing.assert_close(shared.values, after, rtol=0, atol=0)
 
 
@@ -165,7 +166,7 @@ def test_one_gradient_alone_is_applied_as_a3c_would():
         sum(p.square().sum() for p in policy.parameters()).backward()
         if sync:
             local.deliver(shared.gradients[0])
-            SharedUpdate(shared, A3CConfig(max_grad_norm=0.1)).apply(0.01)
+            SharedUpdate(shared, A3CConfig(max_grad_norm=0.1)).apply(0.01, [0])
         else:
             local.push(0.01)
         results.append(shared.values.clone())

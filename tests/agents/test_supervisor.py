@@ -94,10 +94,11 @@ def test_a2c_in_step_repeats_itself_to_the_bit_and_alone_is_a3c():
         run(spec, model)
         return model.values
 
-    two, again = values(workers=2, sync=True), values(workers=2, sync=True)
-    assert torch.equal(two, again)
-    alone, a3c = values(workers=1, sync=True), values(workers=1)
-    assert torch.equal(alone, a3c) and not torch.equal(alone, two)
+    for several in ({}, dict(minibatches=2, epochs=2, clip_range=0.2)):
+        two, again = (values(workers=2, sync=True, **several) for _ in range(2))
+        assert torch.equal(two, again)
+        alone, a3c = values(workers=1, sync=True, **several), values(workers=1, **several)
+        assert torch.equal(alone, a3c) and not torch.equal(alone, two)
 
 
 def test_vtrace_and_groups_of_games_train():
@@ -107,6 +108,21 @@ def test_vtrace_and_groups_of_games_train():
         events = records(run(spec, model))
         assert len(events) >= 8 and not torch.equal(model.values, before)
         assert all(np.isfinite(list(event.metrics.values())).all() for event in events)
+
+
+@pytest.mark.parametrize("correction", [dict(clip_range=0.2), dict(vtrace=True)])
+def test_several_updates_of_each_rollout_count_its_steps_once(correction):
+    spec, model = cartpole(workers=2, envs_per_worker=4, epochs=3, minibatches=2, **correction)
+    before = model.values.clone()
+    *events, end = run(spec, model)
+    assert len(records(events)) == end.agent_steps // 16 == int(model.updates) // 6
+    assert (model.values - before).abs().max() > 1e-5
+    # one worker alone acts with the newest parameters, and leaves them behind while it learns
+    spec, model = cartpole(
+        envs_per_worker=4, epochs=3, minibatches=2, learning_rate=0.1, lr_schedule="constant", **correction
+    )
+    metrics = [event.metrics for event in records(run(spec, model))]
+    assert all(m["policy_lag"] == 0 and m["off_policy"] > 1e-3 for m in metrics)
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_shared_model():
@@ -158,10 +174,13 @@ def test_a_killed_worker_is_named_and_nothing_is_left_without_restarts():
     assert not children()
 
 
-@pytest.mark.parametrize("sync", [False, True])
-def test_a_killed_worker_is_replaced_until_the_restarts_are_used_up(sync):
-    spec, model = cartpole(workers=2, total_steps=10**9, sync=sync)
-    spec = replace(spec, max_restarts=2)
+@pytest.mark.parametrize(
+    "options", [{}, dict(sync=True), dict(sync=True, n_steps=32, epochs=9, minibatches=2, clip_range=0.2)]
+)
+def test_a_killed_worker_is_replaced_until_the_restarts_are_used_up(options):
+    spec, model = cartpole(workers=2, total_steps=10**9, **options)
+    # checkpoints, too: with many updates of a rollout, the new worker is out of step with the other one
+    spec = replace(spec, max_restarts=2, checkpoint_every=256)
     stream = train(spec, model, threading.Event())
     notices: list[Notice] = []
     seen_since: set[int] = set()
@@ -181,6 +200,19 @@ def test_a_killed_worker_is_replaced_until_the_restarts_are_used_up(sync):
     assert [notice.restarts for notice in notices] == [1, 2]
     assert all("worker 1 died (exit code -9)" in notice.text for notice in notices)
     assert not children()
+
+
+def test_whoever_stops_first_leaves_the_other_nothing_to_wait_for():
+    """Workers look for the order to stop between rollouts: some have ended when others deliver a gradient."""
+    for delay in range(4):
+        spec, model = cartpole(workers=2, total_steps=10**9, sync=True, epochs=2, clip_range=0.2)
+        stop = threading.Event()
+        ordered = False
+        for event in train(spec, model, stop):
+            if isinstance(event, Record) and not ordered:
+                threading.Timer(0.002 * delay, stop.set).start()
+                ordered = True
+        assert ordered and isinstance(event, Standstill) and not children()
 
 
 def test_a_hung_worker_is_noticed_killed_and_replaced():

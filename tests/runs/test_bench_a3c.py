@@ -246,7 +246,7 @@ def test_presets_are_what_the_trainer_is_told(
 
 
 def test_without_a_number_the_trainers_own_number_of_workers_is_taken() -> None:
-    assert a3c.configuration("a3c", "linear", None, "auto").a3c == a3c.resolve(a3c.ENV, "atari", {}, "").a3c
+    assert a3c.configuration("a3c", "linear", None, "auto").a3c == a3c.resolve(a3c.ENV, "a3c", {}, "").a3c
 
 
 def contender(label: str, seconds_asked: list[float]) -> Contender:

@@ -79,7 +79,7 @@ def test_a_fresh_network_is_calibrated_on_random_play_where_observations_are_ima
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_trains(tmp_path, recipe):
     env = "ALE/Pong-v5" if "preset" in read_recipe(recipe) else "CartPole-v1"
-    small = {"a3c.workers": 1, "a3c.envs_per_worker": 2, "a3c.n_steps": 8, "steps": 64, "log_every": 32}
+    small = {"a3c.workers": 1, "a3c.envs_per_worker": 4, "a3c.n_steps": 4, "steps": 32, "log_every": 16}
     config, policy = prepare(resolve(env, recipe, small, "test"))
     assert config.policy.encoder != "auto"
     with Run.create(tmp_path, config) as run:
@@ -246,8 +246,17 @@ EXACT = {
 @pytest.mark.parametrize(
     ("env", "options"),
     [
-        ("ALE/Breakout-v5", {}),
-        ("ALE/Pong-v5", {"preset": "dqn2015", "protocol.sticky": 0.25, "policy.head": '"moe"'}),
+        ("ALE/Breakout-v5", {"a3c.minibatches": 2}),
+        (
+            "ALE/Pong-v5",
+            {
+                "preset": "dqn2015",
+                "protocol.sticky": 0.25,
+                "policy.head": '"moe"',
+                "policy.core": '"lstm"',
+                "a3c.minibatches": 1,
+            },
+        ),
         ("CartPole-v1", {"policy.core": '"gru"', "a3c.env_groups": 2, "a3c.vtrace": "true"}),
         ("Pendulum-v1", {"a3c.workers": 2, "a3c.sync": "true"}),
     ],
@@ -272,7 +281,12 @@ def test_n_steps_are_half_of_them_kill_9_and_the_other_half(tmp_path, env, optio
 
 
 def test_the_native_games_start_anew_and_the_run_says_so(tmp_path):
-    settings = EXACT | {"steps": 512, "checkpoint_every": 256, "vectorization": '"native"'}
+    settings = EXACT | {
+        "steps": 512,
+        "checkpoint_every": 256,
+        "vectorization": '"native"',
+        "a3c.minibatches": 2,
+    }
     run = kill_at_checkpoint(train_command(tmp_path, "ALE/Pong-v5", **settings), tmp_path, 256)
     resumed = subprocess.run(
         train_command(tmp_path, "--resume", str(run.path)), capture_output=True, text=True

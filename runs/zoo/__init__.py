@@ -1,0 +1,1 @@
+"""Hyper-parameters for the RL Zoo."""
