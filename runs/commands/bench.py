@@ -26,6 +26,12 @@ bench.command(
     help="Agent steps per second of the A3C trainer, and of what it is made of.",
 )
 
+bench.command(
+    "neurocoder.runs.commands.bench_sb3:sb3",
+    name="sb3",
+    help="Agent steps per second of Stable-Baselines3's PPO with its own policy and with ours.",
+)
+
 
 @bench.command
 def layer(
