@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from neurocoder.runs.reproduce import sb3_learning as sb3
+from neurocoder.runs.reproduce import sb3_pong
 from neurocoder.runs.reproduce.sb3_learning import Row, Task
 
 
@@ -62,3 +63,18 @@ def test_a_run_is_the_real_zoo_s(policy: str, monkeypatch: pytest.MonkeyPatch, t
     assert made["steps"] == [256, 512, 768] and all(0 < value <= 500 for value in made["returns"])
     assert ("MlpPolicy" in made["command"]) == (policy == "stock")
     assert made["versions"].keys() == {"torch", "stable-baselines3", "sb3-contrib", "rl_zoo3"}
+
+
+def test_pong_goes_on_where_it_was_saved_and_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sb3_pong, "GAMES", 2)
+    for _ in range(2):  # the second finds all done
+        sb3_pong.reproduce(tmp_path, "neurocoder", steps=512, every=256)
+    rows = sb3_pong.lines_of(tmp_path / "neurocoder.csv")
+    assert [int(row["agent_steps"]) // 256 for row in rows] == [1, 2]
+    sb3_pong.reproduce(tmp_path, "neurocoder", steps=768, every=256)
+    steps = [int(row["agent_steps"]) for row in sb3_pong.lines_of(tmp_path / "neurocoder.csv")]
+    assert len(steps) == 3 and 768 <= steps[-1] <= 768 + 3 * 2
+    sb3_pong.reproduce(tmp_path, "plot")
+    assert (tmp_path / "pong.png").stat().st_size > 1000

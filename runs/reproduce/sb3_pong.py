@@ -1,0 +1,131 @@
+"""SB3's PPO on Pong with its own CnnPolicy or with ours: one curve each.
+
+    python -m neurocoder.runs.reproduce.sb3_pong FOLDER stock|neurocoder [--steps 1000000] [--threads 1]
+    python -m neurocoder.runs.reproduce.sb3_pong FOLDER plot
+
+Hyper-parameters are the RL Zoo's for Atari (rl_zoo3 2.9.2); games are ale-py's native batch under machado2018 (sticky
+0.25), rewards clipped for the learner, curves of raw training returns. A run is saved every 50,000 agent steps in
+FOLDER (not to be committed: SB3's zips) and goes on from there; its games start anew then.
+"""
+
+import csv
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import cyclopts
+import numpy as np
+
+GAMES = 8
+EVERY = 50_000
+
+
+def lines_of(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a curve: agent_steps, mean_return (of the last 100 games), games, seconds."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def train(folder: Path, policy: Literal["stock", "neurocoder"], steps: int, threads: int, every: int) -> None:
+    """Train from where the last call stopped until `steps`, adding a row of the curve every `every` steps."""
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.utils import LinearSchedule
+
+    from neurocoder.envs.sb3 import make_atari
+    from neurocoder.policies.sb3 import NeurocoderCnnPolicy
+
+    torch.set_num_threads(threads)
+    saved, curve = folder / f"{policy}.zip", folder / f"{policy}.csv"
+    kept = lines_of(curve)
+    done = int(kept[-1]["agent_steps"]) if kept and saved.exists() else 0
+    envs = make_atari("ALE/Pong-v5", GAMES, seed=done, num_threads=threads)
+    if done:
+        model = PPO.load(saved, env=envs, device="cpu")
+    else:
+        model = PPO(
+            NeurocoderCnnPolicy if policy == "neurocoder" else "CnnPolicy",
+            envs,
+            learning_rate=LinearSchedule(2.5e-4, 0.0, 1.0),
+            clip_range=LinearSchedule(0.1, 0.0, 1.0),
+            n_steps=128,
+            n_epochs=4,
+            batch_size=256,
+            ent_coef=0.01,
+            seed=0,
+            device="cpu",
+        )
+        curve.unlink(missing_ok=True)
+    while model.num_timesteps < steps:
+        began = time.monotonic()
+        _learn(model, min(steps, model.num_timesteps + every), steps)
+        model.save(saved)
+        returns = [episode["r"] for episode in model.ep_info_buffer or ()]
+        first = not curve.exists()
+        with curve.open("a", newline="", encoding="utf-8") as lines:
+            writer = csv.writer(lines)
+            if first:
+                writer.writerow(["agent_steps", "mean_return", "games", "seconds"])
+            mean = f"{np.mean(returns):.2f}" if returns else ""
+            writer.writerow([model.num_timesteps, mean, len(returns), f"{time.monotonic() - began:.0f}"])
+    envs.close()
+
+
+def _learn(model: object, target: int, steps: int) -> None:
+    """Let `model` learn until `target` agent steps of a training of `steps`, which its schedules are told of."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    assert isinstance(model, PPO)
+
+    class Until(BaseCallback):
+        def _on_step(self) -> bool:
+            # in the first step of a rollout: what was played before it has been learned from
+            return self.num_timesteps <= target or self.n_calls % model.n_steps != 1
+
+    model.learn(steps - model.num_timesteps, callback=Until(), reset_num_timesteps=False)
+
+
+def plot(folder: Path) -> None:
+    """Draw both curves into FOLDER/pong.png."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    for policy, label in (("stock", "CnnPolicy"), ("neurocoder", "NeurocoderCnnPolicy")):
+        rows = [row for row in lines_of(folder / f"{policy}.csv") if row["mean_return"]]
+        axis.plot([int(r["agent_steps"]) for r in rows], [float(r["mean_return"]) for r in rows], label=label)
+    versions = f"SB3 {metadata.version('stable-baselines3')}, ale-py {metadata.version('ale-py')}"
+    axis.set(
+        xlabel=f"agent steps (4 frames each); one seed; {versions}",
+        ylabel="raw return, last 100 games",
+        title="PPO, ALE/Pong-v5, machado2018 (sticky 0.25)",
+    )
+    axis.legend()
+    figure.savefig(folder / "pong.png", dpi=100)
+    plt.close(figure)
+
+
+def reproduce(
+    folder: Path,
+    what: Literal["stock", "neurocoder", "plot"],
+    *,
+    steps: int = 1_000_000,
+    threads: int = 1,
+    every: int = EVERY,
+) -> None:
+    """Train one policy, or draw what there is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if what == "plot":
+        plot(folder)
+    else:
+        train(folder, what, steps, threads, every)
+
+
+if __name__ == "__main__":
+    cyclopts.run(reproduce)
