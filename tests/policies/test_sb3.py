@@ -488,7 +488,7 @@ def test_state_dependent_exploration_is_refused_with_the_reason(algorithm, polic
 def test_wrong_heads_are_named(case, kwargs, error, message):
     algorithm, policy, env, options, _ = CASES[case]
     with pytest.raises(error, match=message):
-        algorithm(policy, env(), policy_kwargs=kwargs, **options)
+        algorithm(policy, env(), policy_kwargs=copy.deepcopy(kwargs), **options)
 
 
 def test_target_networks_have_heads_that_do_not_learn():

@@ -236,7 +236,10 @@ def test_the_environment_on_the_command_line_wins_over_the_recipes(tmp_path: Pat
 
 def test_an_environment_alone_picks_the_recipe_of_its_kind() -> None:
     game = resolve(PONG, None, {}, "command line")
-    assert (game.policy.encoder, game.policy.core, game.policy.core_size) == ("a3c", "lstm", 256)
+    assert (game.policy.encoder, game.policy.core, game.a3c.updates_per_rollout) == ("a3c", "none", 12)
+    classic = resolve(PONG, "a3c", {}, "test")
+    assert (classic.policy.encoder, classic.policy.core, classic.policy.core_size) == ("a3c", "lstm", 256)
+    assert classic.a3c.keeps_acting_pass
     assert game.protocol == PROTOCOLS["machado2018"] and game.policy.head == "neurocoder"
     control = resolve("CartPole-v1", None, {}, "command line")
     assert control.policy.core == "none" and control.policy.head == "neurocoder" and control.protocol is None

@@ -18,14 +18,14 @@ def row(
                minutes=0.0, command="", versions={})  # fmt: skip
 
 
-def test_solved_is_the_first_evaluation_at_the_threshold() -> None:
-    assert sb3.steps_to_solve(row("stock", 0, [100, 475, 300, 500]), 475) == 2000
-    assert sb3.steps_to_solve(row("stock", 0, [100, 474.9]), 475) == float("inf")
+def test_solved_is_the_first_of_three_evaluations_at_the_threshold() -> None:
+    assert sb3.steps_to_solve(row("stock", 0, [500, 475, 300, 475, 500, 500, 500]), 475) == 4000
+    assert sb3.steps_to_solve(row("stock", 0, [500, 500, 474.9, 500, 500]), 475) == float("inf")
 
 
 def test_the_table_has_medians_over_seeds_and_says_never() -> None:
-    rows = [row("stock", s, [0] * s + [500]) for s in range(3)]  # 1000, 2000, 3000
-    rows += [row("neurocoder", s, [0, 0, 500]) for s in range(2)] + [row("neurocoder", 2, [0])]
+    rows = [row("stock", s, [0] * s + [500] * 3) for s in range(3)]  # 1000, 2000, 3000
+    rows += [row("neurocoder", s, [0, 0, 500, 500, 500]) for s in range(2)] + [row("neurocoder", 2, [0])]
     rows += [row("stock", 0, [-90.0], "ppo", "Acrobot-v1")]  # nothing beside it yet
     text = sb3.table(reversed(rows))
     assert text.splitlines()[2:] == [
@@ -38,10 +38,10 @@ def test_what_is_kept_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monke
 
     def train(task: Task, policy: str, seed: int) -> Row:
         ran.append((policy, seed))
-        return row(policy, seed, [500.0], task.algorithm, task.env)
+        return row(policy, seed, [500.0] * 3, task.algorithm, task.env)
 
     monkeypatch.setattr(sb3, "train", train)
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row("stock", 0, [480.0])) + "\n")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row("stock", 0, [480.0] * 3)) + "\n")
     for _ in range(2):
         sb3.reproduce(tmp_path, seeds=2, only="ppo/CartPole-v1", jobs=1)
     assert ran == [("neurocoder", 0), ("stock", 1), ("neurocoder", 1)]
