@@ -96,7 +96,9 @@ class A3CConfig:
             f"a divisor of the {self.envs_per_worker // self.env_groups} games of a rollout",
         )
         corrected = self.vtrace or self.clip_range > 0
-        require(self.epochs == 1 or corrected, "a3c.epochs", self.epochs, "1 without clip_range or vtrace")
+        for name in ("epochs", "minibatches"):  # all but the first update are of a policy that did not act
+            value = getattr(self, name)
+            require(value == 1 or corrected, f"a3c.{name}", value, "1 without clip_range or vtrace")
         require(
             not (self.vtrace and self.clip_range), "a3c.clip_range", self.clip_range, "0 with vtrace=True"
         )
@@ -209,8 +211,8 @@ def loss_and_metrics(
 
     With `diagnostics`, those of the heads are among them.
 
-    Without `config.vtrace`, `policy` must have the parameters that acted: what the rollout's tape kept of the
-    acting pass is not computed again.
+    With `config.keeps_acting_pass`, `policy` must have the parameters that acted: what the rollout's tape kept of
+    the acting pass is not computed again.
     """
     device = next(policy.parameters()).device
     output, features, auxiliary = policy.evaluate(

@@ -223,7 +223,11 @@ class Worker:
             if config.sync:
                 self._local.deliver(self.model.gradients[index])
                 if update < config.updates_per_rollout:
+                    asked = time.perf_counter()
                     yield Delivered(index)
+                    waited = time.perf_counter() - asked  # for others: no work of this worker's
+                    began += waited
+                    clock = [moment + waited for moment in clock]
             else:
                 numbers.append(self._push(played=update == config.updates_per_rollout))
             clock.append(time.perf_counter())

@@ -49,10 +49,14 @@ class SB3VecEnv(VecEnv):
         seeded = [seed is not None for seed in self._seeds]
         if any(seeded) and not all(seeded):
             raise EnvError(f"seeds {self._seeds!r}: give every environment one, or none")
-        observation, info = self.envs.reset(seed=list(self._seeds) if any(seeded) else None)
+        observation, info = self.envs.reset(seed=self._game_seeds() if any(seeded) else None)
         self._reset_seeds()
         self.reset_infos = [self._lives(info, row) for row in range(self.num_envs)]
         return observation
+
+    def _game_seeds(self) -> list[int]:
+        """Return SB3's seeds, of 32 bits, in the emulator's 31."""
+        return [int(seed) & 0x7FFFFFFF for seed in self._seeds if seed is not None]
 
     def step_async(self, actions: np.ndarray) -> None:
         self.envs.step_async(actions)
@@ -122,7 +126,7 @@ def make_atari(
     Raises
     ------
     EnvError
-        `env_id` is no Atari game.
+        `env_id` is no Atari game, or the protocol's observations are no images for SB3 (neurocoder2020).
     ConfigError
         `protocol` is no preset; near names are offered.
     """
@@ -130,6 +134,11 @@ def make_atari(
         raise EnvError(f"{env_id!r} is not an Atari game; SB3's make_vec_env makes all others")
     if isinstance(protocol, str):
         protocol = get_protocol(protocol)
+    if protocol.normalisation != "scale":
+        raise EnvError(
+            f"protocol {protocol.name!r}: its frames are normalised to floats, which SB3's CnnPolicy does not take "
+            f"for images; use another protocol"
+        )
     envs = SB3VecEnv(
         make_vec(env_id, n_envs, protocol=protocol, num_threads=num_threads), clip_reward=clip_reward
     )

@@ -143,7 +143,7 @@ MUTANTS = [
         SB3_LAYERS, "if not (self.training and torch.is_grad_enabled()):", "if False:", "policies/test_sb3.py"
     ),
     Mutant(SB3_ACTOR_CRITIC, "log_prob(actions), -loss)", "log_prob(actions), loss)", "policies/test_sb3.py"),
-    Mutant(SB3_ACTOR_CRITIC, '"normalize_images": self.normalize_images', "", "policies/test_sb3.py"),
+    Mutant(SB3_ACTOR_CRITIC, "self.share_features_extractor}", "True}", "policies/test_sb3.py"),
     Mutant(
         SB3_ENVS,
         "if over else observation[row]",

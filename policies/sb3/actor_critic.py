@@ -12,6 +12,8 @@ from stable_baselines3.common.policies import (
 )
 from stable_baselines3.common.type_aliases import Schedule
 
+from neurocoder.errors import ConfigError
+from neurocoder.policies.heads import MoEHead
 from neurocoder.policies.sb3.layers import HeadOptions, add_auxiliary_loss, refuse_sde, replace_linear
 
 
@@ -41,41 +43,51 @@ class ActorCriticHeads(HeadOptions):
         finally:
             self.action_dist = blank
 
-    def get_distribution(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def _get_constructor_parameters(self: Any) -> dict[str, Any]:
+        # SB3 leaves this one out: a policy saved alone would come back with the critic's extractor for both
+        shared = {"share_features_extractor": self.share_features_extractor}
+        return {**super()._get_constructor_parameters(), **shared}
+
+
+class FeedForwardHeads(ActorCriticHeads):
+    """What TRPO needs beyond :class:`ActorCriticHeads`."""
+
+    def get_distribution(self: Any, *args: Any, **kwargs: Any) -> Distribution:
         """As SB3 has it; with gradients on, for TRPO, which alone differentiates it.
 
         TRPO takes second derivatives of the divergence, and climbs an objective made of log_prob: the actor's
-        auxiliary loss (what depends on parameters) is taken off there. Its line search does not see it.
+        auxiliary loss is taken off there. Its line search does not see it.
+
+        Raises
+        ------
+        ConfigError
+            The head is ``moe``, whose auxiliary loss and noise belong to a batch, not to the parameters.
         """
         if not (self.training and torch.is_grad_enabled()):
             return super().get_distribution(*args, **kwargs)  # type: ignore[misc]
-        self.action_net.twice_differentiable = True
+        layer = self.action_net
+        if isinstance(layer.head, MoEHead):
+            raise ConfigError(
+                "head='moe' with TRPO: its noise would be a divergence from itself; use another head"
+            )
+        layer.twice_differentiable = True
         try:
             distribution = super().get_distribution(*args, **kwargs)  # type: ignore[misc]
         finally:
-            self.action_net.twice_differentiable = False
-        log_prob, loss = distribution.log_prob, self.action_net.head.aux_loss()
+            layer.twice_differentiable = False
+        log_prob, loss = distribution.log_prob, layer.head.aux_loss()
         if loss.requires_grad:
             distribution.log_prob = lambda actions: add_auxiliary_loss(log_prob(actions), -loss)
         return distribution
 
-    def _get_constructor_parameters(self: Any) -> dict[str, Any]:
-        parameters = super()._get_constructor_parameters()
-        # SB3 leaves both out: a policy saved alone would come back with other networks, or distribution
-        return {
-            **parameters,
-            "share_features_extractor": self.share_features_extractor,
-            "normalize_images": self.normalize_images,
-        }
 
-
-class NeurocoderPolicy(ActorCriticHeads, ActorCriticPolicy):
+class NeurocoderPolicy(FeedForwardHeads, ActorCriticPolicy):
     """SB3's MlpPolicy for A2C, PPO and TRPO, with heads for actor and critic."""
 
 
-class NeurocoderCnnPolicy(ActorCriticHeads, ActorCriticCnnPolicy):
+class NeurocoderCnnPolicy(FeedForwardHeads, ActorCriticCnnPolicy):
     """SB3's CnnPolicy for A2C, PPO and TRPO, with heads for actor and critic."""
 
 
-class NeurocoderMultiInputPolicy(ActorCriticHeads, MultiInputActorCriticPolicy):
+class NeurocoderMultiInputPolicy(FeedForwardHeads, MultiInputActorCriticPolicy):
     """SB3's MultiInputPolicy (Dict observations) for A2C, PPO and TRPO, with heads for actor and critic."""

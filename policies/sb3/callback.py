@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from neurocoder.errors import require
 from neurocoder.policies.sb3.layers import HeadLayer, head_layers
@@ -44,10 +45,12 @@ class ProgramCallback(BaseCallback):
         self.every = every
         self._recorded_at = 0
         self._inputs = _LastInputs()
+        self._hooks: list[RemovableHandle] = []
 
     def _on_training_start(self) -> None:
         layers = list(head_layers(self.model.policy))
         require(bool(layers), "policy", type(self.model.policy).__name__, "one of neurocoder.policies.sb3")
+        self._forget()  # a training that was interrupted has not ended
         self._hooks = [layer.register_forward_pre_hook(self._inputs) for layer in layers]
         self._recorded_at = self.num_timesteps
 
@@ -60,10 +63,14 @@ class ProgramCallback(BaseCallback):
             self._record()
 
     def _on_training_end(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
         if self._inputs.of:
             self._record()
+        self._forget()
+
+    def _forget(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
         self._inputs.of.clear()
 
     @torch.no_grad()
@@ -73,7 +80,7 @@ class ProgramCallback(BaseCallback):
             x = self._inputs.of.get(layer.role)
             if x is None:  # TD3's actor learns later than its critics
                 continue
-            auxiliary += float(layer.head.forward_with_aux(x)[1])
+            auxiliary += 0.0 if layer.last_loss is None else float(layer.last_loss)
             for name, value in layer.head.diagnostics(x).items():
                 self.logger.record(f"train/{layer.role}/{name}", value)
         self.logger.record("train/aux_loss", auxiliary)

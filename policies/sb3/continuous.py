@@ -1,6 +1,7 @@
 """Policies for SAC and TD3: the last layers of actor and critics are heads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from stable_baselines3.common.policies import ContinuousCritic
@@ -9,8 +10,9 @@ from stable_baselines3.sac.policies import Actor as SACActor
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import Actor as TD3Actor
 from stable_baselines3.td3.policies import TD3Policy
+from torch import Tensor
 
-from neurocoder.policies.sb3.layers import HeadOptions, refuse_sde, replace_linear
+from neurocoder.policies.sb3.layers import HeadOptions, head_layers, refuse_sde, replace_linear
 
 
 class NeurocoderSACActor(SACActor):
@@ -40,6 +42,26 @@ class NeurocoderContinuousCritic(ContinuousCritic):
         for index, network in enumerate(self.q_networks):
             network[-1] = replace_linear(network[-1], f"q{index}", head, head_kwargs)  # type: ignore[index, operator]
 
+    def forward(self, obs: Any, actions: Tensor) -> tuple[Tensor, ...]:
+        with self._for_the_actor(actions):
+            return super().forward(obs, actions)
+
+    def q1_forward(self, obs: Any, actions: Tensor) -> Tensor:
+        with self._for_the_actor(actions):
+            return super().q1_forward(obs, actions)
+
+    @contextmanager
+    def _for_the_actor(self, actions: Tensor) -> Iterator[None]:
+        """Leave the auxiliary losses out while `actions` are the actor's own: they would reach it through them."""
+        layers = list(head_layers(self)) if actions.requires_grad else []
+        for layer in layers:
+            layer.carries_loss = False
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.carries_loss = True
+
 
 class ContinuousHeads(HeadOptions):
     """Left of a policy of SAC or TD3: `actor_class` and the critic are built with heads."""
@@ -61,11 +83,7 @@ class ContinuousHeads(HeadOptions):
 
     def _get_constructor_parameters(self: Any) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
-        return {
-            **parameters,
-            "share_features_extractor": self.share_features_extractor,
-            "normalize_images": self.normalize_images,
-        }
+        return {**parameters, "share_features_extractor": self.share_features_extractor}
 
 
 class NeurocoderSACPolicy(ContinuousHeads, SACPolicy):

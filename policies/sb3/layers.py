@@ -40,7 +40,8 @@ class HeadLayer(nn.Module):
     """A head in the place of an ``nn.Linear`` of SB3: ``layer(x[..., in]) -> y[..., out]``.
 
     In training mode with gradients on, which in SB3 is inside ``train()`` only, each forward pass carries the
-    head's auxiliary loss into the gradient, once. ``role`` names the layer in curves: ``actor``, ``critic``, …
+    head's auxiliary loss into the gradient, once. ``moe``'s noise is there in training mode only, so that PPO's first
+    ratio is not quite 1 with it. ``role`` names the layer in curves: ``actor``, ``critic``, …
     """
 
     def __init__(self, head: Head, role: str) -> None:
@@ -59,6 +60,10 @@ class HeadLayer(nn.Module):
 
     twice_differentiable = False
     """Compute the head so that its gradient has a gradient, and leave its auxiliary loss alone."""
+    carries_loss = True
+    """Whether the auxiliary loss is to reach the gradient."""
+    last_loss: Tensor | None = None
+    """The auxiliary loss of the last batch that was learned from, a number without a graph."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.twice_differentiable:
@@ -66,6 +71,9 @@ class HeadLayer(nn.Module):
         if not (self.training and torch.is_grad_enabled()):
             return self.head(x)
         y, loss = self.head.forward_with_aux(x)
+        if not self.carries_loss:
+            return y
+        self.last_loss = loss.detach()
         return add_auxiliary_loss(y, loss) if loss.requires_grad else y
 
 

@@ -42,9 +42,6 @@ class QHeads(HeadOptions):
     def make_quantile_net(self: Any) -> QuantileNetwork:
         return NeurocoderQuantileNetwork(**self._network_arguments()).to(self.device)
 
-    def _get_constructor_parameters(self: Any) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "normalize_images": self.normalize_images}
-
 
 class NeurocoderDQNPolicy(QHeads, DQNPolicy):
     """SB3's MlpPolicy for DQN, with a head as last layer."""

@@ -1,6 +1,7 @@
 """``neurocoder eval``."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -33,7 +34,8 @@ def evaluate(
     Parameters
     ----------
     run
-        Folder of the run; or a zip saved by Stable-Baselines3, with --env and --trust.
+        Folder of the run; or a zip saved by Stable-Baselines3 (Box observations), with --env and
+        --trust.
     episodes
         Whole games to play.
     deterministic
@@ -66,6 +68,8 @@ def evaluate(
     check_device(device)
     options = _Options(episodes, deterministic, stuck_after, seed, device, trust)
     if run.endswith(".zip"):
+        if checkpoint != "last":
+            raise ConfigError(f"--checkpoint {checkpoint}: a zip of Stable-Baselines3 holds one model")
         return _evaluate_sb3(Path(run), env, preset, options)
     if env is not None or preset is not None:
         raise ConfigError("--env and --preset are for zips of Stable-Baselines3; a run knows its own")
@@ -143,22 +147,20 @@ def _evaluate_sb3(path: Path, env: str | None, preset: str | None, options: _Opt
     policy = load_policy(path, options.device)
     envs = make_vec(env, min(options.episodes, MAX_GAMES), protocol=protocol)
     try:
-        for kind, has, needs in (
-            ("observations", envs.single_observation_space, policy.observation_space),
-            ("actions", envs.single_action_space, policy.action_space),
-        ):
-            if (
-                has.shape != needs.shape
-                or has.dtype != needs.dtype
-                or getattr(has, "n", 0) != getattr(needs, "n", 0)
-            ):
-                raise ConfigError(f"{path}: its policy has {kind} {needs}, {env} has {has}")
+        has, needs = envs.single_observation_space, policy.observation_space
+        if has.shape != needs.shape or has.dtype != needs.dtype:
+            raise ConfigError(f"{path}: its policy has observations {needs}, {env} has {has} here")
+        if envs.single_action_space != policy.action_space:
+            raise ConfigError(
+                f"{path}: its policy has actions {policy.action_space}, {env} has {envs.single_action_space}"
+            )
         player = SB3Player(policy, deterministic=options.deterministic, seed=options.seed)
         started = time.monotonic()
         games = score_games(player, envs, evaluation, options.seed)
     finally:
         envs.close()
     described = None if protocol is None else protocol.describe()
+    evaluation = replace(evaluation, deterministic=player.deterministic)
     _print(env, path, games, evaluation, options.seed, time.monotonic() - started, described)
     return 0
 

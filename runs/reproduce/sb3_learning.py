@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypedDict
@@ -199,7 +199,8 @@ def reproduce(
         and (task.algorithm, task.env, policy, seed) not in have
     ]
     with ThreadPoolExecutor(jobs) as pool:
-        for row in pool.map(lambda job: train(*job), missing):
+        for future in as_completed([pool.submit(train, *job) for job in missing]):
+            row = future.result()
             with file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(row) + "\n")
             task = next(t for t in TASKS if (t.algorithm, t.env) == (row["algorithm"], row["env"]))

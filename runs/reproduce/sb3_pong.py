@@ -22,7 +22,7 @@ EVERY = 50_000
 
 
 def lines_of(file: Path) -> list[dict[str, str]]:
-    """Return the rows of a curve: agent_steps, mean_return (of the last 100 games), games, seconds."""
+    """Return the rows of a curve: agent_steps, mean_return (of the last 100 games), games, seconds (in all)."""
     if not file.exists():
         return []
     with file.open(newline="", encoding="utf-8") as lines:
@@ -33,6 +33,7 @@ def train(folder: Path, policy: Literal["stock", "neurocoder"], steps: int, thre
     """Train from where the last call stopped until `steps`, adding a row of the curve every `every` steps."""
     import torch
     from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.utils import LinearSchedule
 
     from neurocoder.envs.sb3 import make_atari
@@ -42,9 +43,10 @@ def train(folder: Path, policy: Literal["stock", "neurocoder"], steps: int, thre
     saved, curve = folder / f"{policy}.zip", folder / f"{policy}.csv"
     kept = lines_of(curve)
     done = int(kept[-1]["agent_steps"]) if kept and saved.exists() else 0
-    envs = make_atari("ALE/Pong-v5", GAMES, seed=done, num_threads=threads)
+    before = float(kept[-1]["seconds"]) if done else 0.0
+    envs = make_atari("ALE/Pong-v5", GAMES, num_threads=threads)
     if done:
-        model = PPO.load(saved, env=envs, device="cpu")
+        model = PPO.load(saved, env=envs, device="cpu", seed=done)  # SB3 would play the first games again
     else:
         model = PPO(
             NeurocoderCnnPolicy if policy == "neurocoder" else "CnnPolicy",
@@ -59,9 +61,20 @@ def train(folder: Path, policy: Literal["stock", "neurocoder"], steps: int, thre
             device="cpu",
         )
         curve.unlink(missing_ok=True)
-    while model.num_timesteps < steps:
-        began = time.monotonic()
-        _learn(model, min(steps, model.num_timesteps + every), steps)
+    began = time.monotonic()
+
+    class Keep(BaseCallback):
+        next_at = model.num_timesteps + every
+
+        def _on_rollout_start(self) -> None:  # what was played has been learned from
+            if self.num_timesteps >= self.next_at:
+                keep()
+                self.next_at = self.num_timesteps + every
+
+        def _on_step(self) -> bool:
+            return True
+
+    def keep() -> None:
         model.save(saved)
         returns = [episode["r"] for episode in model.ep_info_buffer or ()]
         first = not curve.exists()
@@ -70,23 +83,14 @@ def train(folder: Path, policy: Literal["stock", "neurocoder"], steps: int, thre
             if first:
                 writer.writerow(["agent_steps", "mean_return", "games", "seconds"])
             mean = f"{np.mean(returns):.2f}" if returns else ""
-            writer.writerow([model.num_timesteps, mean, len(returns), f"{time.monotonic() - began:.0f}"])
+            seconds = before + time.monotonic() - began
+            writer.writerow([model.num_timesteps, mean, len(returns), f"{seconds:.0f}"])
+
+    if done < steps:
+        # the whole number of steps, of which `done` are behind: SB3's schedules go on
+        model.learn(steps - done, callback=Keep(), reset_num_timesteps=False)
+        keep()
     envs.close()
-
-
-def _learn(model: object, target: int, steps: int) -> None:
-    """Let `model` learn until `target` agent steps of a training of `steps`, which its schedules are told of."""
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.callbacks import BaseCallback
-
-    assert isinstance(model, PPO)
-
-    class Until(BaseCallback):
-        def _on_step(self) -> bool:
-            # in the first step of a rollout: what was played before it has been learned from
-            return self.num_timesteps <= target or self.n_calls % model.n_steps != 1
-
-    model.learn(steps - model.num_timesteps, callback=Until(), reset_num_timesteps=False)
 
 
 def plot(folder: Path) -> None:

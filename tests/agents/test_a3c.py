@@ -262,6 +262,7 @@ def test_every_head_learns_with_its_loss_and_diagnostics(head):
         (dict(clip_range=-0.1), "a3c.clip_range=-0.1"),
         (dict(epochs=0), "a3c.epochs=0 must be >= 1"),
         (dict(epochs=2), "a3c.epochs=2 must be 1 without clip_range or vtrace"),
+        (dict(minibatches=2), "a3c.minibatches=2 must be 1 without clip_range or vtrace"),
         (dict(minibatches=3), "a3c.minibatches=3 must be a divisor of the 16 games of a rollout"),
         (dict(minibatches=16, env_groups=2), "a3c.minibatches=16 must be a divisor of the 8 games"),
         (dict(clip_range=0.1, vtrace=True), "a3c.clip_range=0.1 must be 0 with vtrace=True"),

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from neurocoder.envs import PROTOCOLS, AtariProtocol, EnvError, make_vec
 from neurocoder.envs import make_atari as make_one
 from neurocoder.envs.sb3 import SB3VecEnv, make_atari
+from neurocoder.envs.vector import adapt_observation
 from neurocoder.errors import ConfigError
 
 GAME = "ALE/Breakout-v5"
@@ -139,11 +140,20 @@ def test_what_a_native_batch_cannot_do_is_said(call, message):
         call(make_atari(GAME, 2))
 
 
+@pytest.mark.parametrize("seed", [None, 2**32 - 1, 2**31 - 1])
+def test_any_seed_of_sb3_is_taken(seed):
+    envs = make_atari(GAME, 2)
+    envs.seed(seed)
+    assert envs.reset().shape == (2, 4, 84, 84)
+
+
 def test_other_environments_and_unknown_protocols_are_refused():
     with pytest.raises(EnvError, match="'CartPole-v1' is not an Atari game; SB3's make_vec_env"):
         make_atari("CartPole-v1")
     with pytest.raises(ConfigError, match="did you mean 'machado2018'"):
         make_atari(GAME, protocol="machado18")
+    with pytest.raises(EnvError, match="'neurocoder2020': its frames are normalised to floats"):
+        make_atari(GAME, protocol="neurocoder2020")
 
 
 def test_any_batch_of_ours_fits():
@@ -162,6 +172,13 @@ def test_any_batch_of_ours_fits():
     assert envs.get_attr("num_envs") == [2, 2] and list(envs.get_images()) == [None, None]
 
 
+@pytest.mark.parametrize("game", [GAME, "ALE/Pong-v5", "ALE/MontezumaRevenge-v5"])
 @pytest.mark.parametrize("name", [name for name, p in PROTOCOLS.items() if p.normalisation == "scale"])
-def test_sb3_accepts_our_single_environments(name):
-    check_env(make_one(GAME, PROTOCOLS[name]))
+def test_sb3_accepts_our_single_games(game, name):
+    """Running normalisation exists on the native path alone: there is no single game of neurocoder2020."""
+    check_env(make_one(game, PROTOCOLS[name]))
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1", "Blackjack-v1", "Pendulum-v1"])
+def test_sb3_accepts_what_we_make_of_other_environments(env):
+    check_env(adapt_observation(gym.make(env)))

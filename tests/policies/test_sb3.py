@@ -137,7 +137,17 @@ def observations(model, count=6):
 
 
 def act(predictor, model):
-    return predictor.predict(observations(model), deterministic=True)[0]
+    """Return what the predictor does, and all that its heads say meanwhile: the same actions alone prove little."""
+    said = []
+    layers = head_layers(getattr(predictor, "policy", predictor))
+    hooks = [
+        layer.register_forward_hook(lambda _, x, y: said.append(y.detach().flatten())) for layer in layers
+    ]
+    actions, _ = predictor.predict(observations(model), deterministic=True)
+    for hook in hooks:
+        hook.remove()
+    assert said
+    return np.concatenate([np.ravel(actions), *(y.numpy() for y in said)])
 
 
 @ALGORITHMS
@@ -174,6 +184,8 @@ def test_a_policy_alone_is_saved_and_loaded(case, tmp_path):
     model.policy.save(tmp_path / "policy.pth")
     loaded = type(model.policy).load(tmp_path / "policy.pth", device="cpu")
     np.testing.assert_array_equal(act(loaded, model), act(model, model))
+    for name, value in model.policy.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
     assert loaded.head == "neurocoder" and loaded.head_kwargs == SMALL["head_kwargs"]
 
 
@@ -197,6 +209,9 @@ def test_what_sb3_forgets_in_a_saved_policy_is_kept(case, policy_kwargs, tmp_pat
     np.testing.assert_array_equal(act(loaded, model), act(model, model))
     for name in ("share_features_extractor", "normalize_images"):
         assert getattr(loaded, name, None) == getattr(model.policy, name, None)
+    if "lstm_hidden_size" not in policy_kwargs and hasattr(loaded, "predict_values"):
+        seen = torch.as_tensor(observations(model))
+        torch.testing.assert_close(loaded.predict_values(seen), model.policy.predict_values(seen))
 
 
 @pytest.mark.parametrize("case", ["PPO", "RecurrentPPO", "PPO-cnn"])
@@ -294,6 +309,7 @@ STEPS = {
     "QRDQN": dict(max_grad_norm=1e9, gradient_steps=1, train_freq=16),
     "SAC": dict(gradient_steps=1, train_freq=16),
     "TD3": dict(gradient_steps=1, train_freq=16),
+    "TRPO": dict(n_critic_updates=1),  # its optimiser is the critic's
 }
 
 
@@ -356,6 +372,39 @@ def test_trpo_climbs_its_objective_less_the_auxiliary_loss_once():
     assert "log_prob" not in vars(policy.action_dist)  # SB3's own distribution is as it was
 
 
+def test_trpo_refuses_a_head_whose_loss_belongs_to_a_batch():
+    with pytest.raises(ConfigError, match="head='moe' with TRPO"):
+        make("TRPO", head="moe", head_kwargs={}).learn(16)
+
+
+@pytest.mark.parametrize("case", ["PPO", "RecurrentPPO"])
+def test_probabilities_can_be_looked_at_while_training_mode_is_on(case):
+    model = make(case)
+    model.policy.set_training_mode(True)
+    seen = (torch.as_tensor(observations(model)),)
+    if case == "RecurrentPPO":
+        zeros = torch.zeros(1, 6, 8)
+        distribution, _ = model.policy.get_distribution(*seen, (zeros, zeros), torch.ones(6))
+    else:
+        distribution = model.policy.get_distribution(*seen)
+    assert distribution.distribution.probs.shape == (6, 3)
+
+
+@pytest.mark.parametrize("case", ["SAC", "TD3"])
+def test_the_critics_auxiliary_loss_does_not_reach_the_actor(case):
+    model = make(case, head="moe", head_kwargs=dict(balance=100.0))
+    policy = model.policy
+    policy.set_training_mode(True)
+    seen, made = torch.as_tensor(observations(model)), torch.zeros(6, 2, requires_grad=True)
+    torch.manual_seed(0)
+    (0 * policy.critic.q1_forward(seen, made) + 0 * sum(policy.critic(seen, made))).sum().backward()
+    assert made.grad.abs().max() == 0
+    played = made.detach()
+    (0 * sum(policy.critic(seen, played))).sum().backward()  # learning from what was played, it is there
+    gate = next(head_layers(policy.critic)).head
+    assert sum(p.grad.abs().sum() for p in gate.parameters() if p.grad is not None) > 0
+
+
 def test_acting_carries_no_auxiliary_loss():
     policy = make("PPO").policy
     policy.set_training_mode(False)
@@ -382,6 +431,7 @@ def test_a2c_s_gradient_is_that_of_our_a3c_on_the_same_batch():
         device="cpu",
         policy_kwargs=dict(net_arch=[], optimizer_class=Recorder, **copy.deepcopy(SMALL)),
     )
+    leave_orthogonality(model.policy)
     model.learn(21)
     sb3, (gradients,) = model.policy, model.policy.optimizer.gradients
 
@@ -431,16 +481,25 @@ def test_a2c_s_gradient_is_that_of_our_a3c_on_the_same_batch():
 def test_the_callback_logs_the_programs_of_every_head(case):
     model = make(case)
     model.set_logger(configure(None, ["stdout"]))  # its names must stay apart when cut to 36 characters
-    callback = ProgramCallback(every=1)
-    model.learn(64, callback=callback, log_interval=1)
+    leave_orthogonality(model.policy)
+    model.learn(64, callback=ProgramCallback(every=1), log_interval=1)
     logged = model.logger.name_to_value
     roles = {layer.role for layer in head_layers(model.policy)}
     for role in roles:
         for name in ("attention_entropy", "slot_usage", "effective_rank", "orthogonality_excess"):
             assert np.isfinite(logged[f"train/{role}/{name}"])
-    expected = sum(float(layer.head.aux_loss().detach()) for layer in head_layers(model.policy))
-    assert logged["train/aux_loss"] == pytest.approx(expected, rel=1e-4)
+    expected = sum(float(layer.last_loss or 0.0) for layer in head_layers(model.policy))
+    assert logged["train/aux_loss"] == pytest.approx(expected) and expected > 1e-6
     assert not any(layer._forward_pre_hooks for layer in head_layers(model.policy))
+
+
+def test_the_callback_starts_anew_after_an_interrupt():
+    model = make("PPO")
+    callback = ProgramCallback(every=1)
+    callback.init_callback(model)
+    for _ in range(2):  # the second without an end of the first
+        callback._on_training_start()
+        assert [len(layer._forward_pre_hooks) for layer in head_layers(model.policy)] == [1, 1]
 
 
 def test_the_callback_keeps_its_pace():

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sb3_contrib import RecurrentPPO
+from sb3_contrib import ARS, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
 from neurocoder.envs.sb3 import make_atari
 from neurocoder.policies.sb3 import (
@@ -91,6 +93,21 @@ def test_the_score_of_a_perfect_policy_is_the_whole_game(saved: Path, capsys: Ca
     assert "raw return 500.00 ± 0.00 (mean ± std of 5 episodes)" in capsys.readouterr().out
 
 
+def test_what_a_policy_cannot_do_is_said(tmp_path: Path, capsys: Capture) -> None:
+    DQN(NeurocoderDQNPolicy, "CartPole-v1", policy_kwargs=dict(SMALL)).save(tmp_path / "dqn.zip")
+    assert (
+        main(["eval", str(tmp_path / "dqn.zip"), "--env", "CartPole-v1", "--trust", "--episodes", "1"]) == 0
+    )
+    assert "actions most probable" in capsys.readouterr().out  # it has no distribution to sample from
+    ARS("LinearPolicy", "CartPole-v1").save(tmp_path / "ars.zip")
+    error = refused(capsys, str(tmp_path / "ars.zip"), "--trust", "--env", "CartPole-v1")
+    assert "not readable as a zip of Stable-Baselines3" in error
+    envs = VecNormalize(make_vec_env("CartPole-v1", 1))
+    PPO("MlpPolicy", envs, n_steps=16, batch_size=16).learn(16).save(tmp_path / "normalized.zip")
+    error = refused(capsys, str(tmp_path / "normalized.zip"), "--trust", "--env", "CartPole-v1")
+    assert "trained with VecNormalize, whose statistics are not in the zip" in error
+
+
 class Bomb:
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -124,6 +141,7 @@ def test_wrong_input_with_a_zip_is_one_line(saved: Path, tmp_path: Path, capsys:
         capsys, zipped, "--trust", "--env", "CartPole-v1", "--preset", "dqn2015"
     )
     assert "its policy has observations" in refused(capsys, zipped, "--trust", "--env", "Acrobot-v1")
+    assert "holds one model" in refused(capsys, zipped, "--trust", "--checkpoint", "best")
     broken = tmp_path / "broken.zip"
     broken.write_bytes(saved.read_bytes()[:-200])
     assert "no model saved by" in refused(capsys, str(broken), "--trust", "--env", "CartPole-v1")
@@ -157,9 +175,12 @@ def listed(capsys: Capture) -> dict[str, str]:
 def test_the_zoo_trains_and_plays_from_our_file(algorithm: str, tmp_path: Path, capsys: Capture) -> None:
     file = listed(capsys)[algorithm]
     common = ["--algo", algorithm, "--env", "CartPole-v1"]
+    short = {"ppo": ["n_epochs:1"], "ppo_lstm": ["n_epochs:1"], "dqn": ["gradient_steps:2"], "a2c": []}[
+        algorithm
+    ]
     out = zoo(
-        "train", tmp_path, *common, "--conf-file", file, "-n", "1300", "--eval-freq", "-1",
-        "-params", "policy_kwargs:dict(head='neurocoder',head_kwargs=dict(slots=8))",
+        "train", tmp_path, *common, "--conf-file", file, "-n", "1300", "--eval-freq", "-1", "--verbose", "1",
+        *(["-params", *short] if short else []),
     )  # fmt: skip
     assert "neurocoder.policies.sb3" in out
     out = zoo("enjoy", tmp_path, *common, "-n", "300", "--no-render", "--exp-id", "1")
@@ -180,9 +201,18 @@ def test_our_zoo_files_name_policies_that_there_are(algorithm: str) -> None:
         assert module == "neurocoder.policies.sb3" and name in policies.__all__
 
 
-def test_the_zoo_trains_an_atari_game_from_our_file(tmp_path: Path, capsys: Capture) -> None:
+SHORT = {
+    "a2c": ["n_envs:1"],
+    "dqn": ["buffer_size:100", "learning_starts:20"],
+    "ppo": ["n_envs:1", "n_steps:32", "batch_size:32", "n_epochs:1"],
+    "ppo_lstm": ["n_envs:1", "n_steps:32", "batch_size:32", "n_epochs:1"],
+}
+
+
+@pytest.mark.parametrize("algorithm", SHORT)
+def test_the_zoo_trains_an_atari_game_from_our_file(algorithm: str, tmp_path: Path, capsys: Capture) -> None:
     out = zoo(
-        "train", tmp_path, "--algo", "ppo", "--env", "PongNoFrameskip-v4", "--conf-file", listed(capsys)["ppo"],
-        "-n", "64", "--eval-freq", "-1", "-params", "n_envs:1", "n_steps:32", "batch_size:32", "n_epochs:1",
+        "train", tmp_path, "--algo", algorithm, "--env", "PongNoFrameskip-v4",
+        "--conf-file", listed(capsys)[algorithm], "-n", "64", "--eval-freq", "-1", "-params", *SHORT[algorithm],
     )  # fmt: skip
-    assert "NeurocoderCnnPolicy" in out
+    assert "neurocoder.policies.sb3" in out or "NeurocoderCnn" in out
