@@ -179,6 +179,6 @@ def test_sb3_accepts_our_single_games(game, name):
     check_env(make_one(game, PROTOCOLS[name]))
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1", "Blackjack-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1", "Blackjack-v1", "Acrobot-v1"])
 def test_sb3_accepts_what_we_make_of_other_environments(env):
     check_env(adapt_observation(gym.make(env)))
