@@ -189,12 +189,17 @@ def test_ctrl_c_leaves_no_process() -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
     )
     try:
         while bench.poll() is None and len(session(bench.pid)) < 5:  # itself, two helpers, two workers
             time.sleep(0.05)
         os.killpg(bench.pid, signal.SIGINT)  # as a terminal does
-        _, err = bench.communicate(timeout=60)
+        try:
+            _, err = bench.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            bench.send_signal(signal.SIGABRT)  # faulthandler says where it stands
+            pytest.fail(f"still there a minute after Ctrl-C:\n{bench.communicate()[1]}")
     finally:
         if bench.poll() is None:
             os.killpg(bench.pid, signal.SIGKILL)
