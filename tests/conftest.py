@@ -1,7 +1,13 @@
-"""Shared fixtures: deterministic torch, one thread."""
+"""Shared fixtures: deterministic torch, one thread; programs that Ctrl-C reaches."""
+
+import signal
 
 import pytest
 import torch
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what runs in its background, and every program that a test starts would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

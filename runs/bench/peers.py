@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -29,11 +29,16 @@ from neurocoder.envs import AtariEnvs, EpisodeRecorder
 from neurocoder.errors import NeurocoderError
 from neurocoder.policies import Policy, PolicyConfig
 
+if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
+
 WARM_UP = 3
 """Calls before the clock starts: the first ones allocate, and let oneDNN choose its kernels."""
 SB3_WARM_UP = 5
 """Updates of Stable-Baselines3 before the clock starts."""
 SB3_ENV = "ale_py:ALE/Pong-v5"  # with the module, which the processes of SubprocVecEnv have to import
+SB3_ENV_KWARGS = {"frameskip": 1, "repeat_action_probability": 0.25}
+"""Of the emulator: AtariWrapper does the skipping."""
 BLOCK = 50
 """Steps of the emulators between two looks at the clock."""
 SEED = 0
@@ -147,12 +152,12 @@ class Emulators:
 
 
 class CycleClock:
-    """Times whole cycles of playing and learning, after the first `SB3_WARM_UP`; calls `ready` between the two."""
+    """Times whole cycles of playing and learning, after the first `warm_up`; calls `ready` between the two."""
 
-    def __init__(self, ready: Callable[[], object], seconds: float) -> None:
+    def __init__(self, ready: Callable[[], object], seconds: float, warm_up: int = SB3_WARM_UP) -> None:
         self._ready, self._seconds = ready, seconds
         self._started = 0.0
-        self.cycles = -SB3_WARM_UP - 1
+        self.cycles = -warm_up - 1
         """Cycles that were timed; negative while it is warming up."""
         self.elapsed = 0.0
         """Seconds that they took."""
@@ -172,6 +177,20 @@ class CycleClock:
         return self.elapsed < self._seconds
 
 
+def sb3_callback(clock: CycleClock) -> "BaseCallback":
+    """Return a callback with which a model of Stable-Baselines3 learns until `clock` has measured enough."""
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Meter(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            clock.start_cycle()
+
+        def _on_step(self) -> bool:
+            return clock.running
+
+    return Meter()
+
+
 @dataclass(frozen=True, slots=True)
 class SB3A2C:
     """Stable-Baselines3's A2C on the processor; `vec_env` is DummyVecEnv or SubprocVecEnv."""
@@ -187,30 +206,21 @@ class SB3A2C:
             os.dup2(nowhere.fileno(), 2)
         from stable_baselines3 import A2C
         from stable_baselines3.common import vec_env
-        from stable_baselines3.common.callbacks import BaseCallback
         from stable_baselines3.common.env_util import make_atari_env
 
         clock = CycleClock(ready, seconds)
-
-        class Meter(BaseCallback):
-            def _on_rollout_start(self) -> None:
-                clock.start_cycle()
-
-            def _on_step(self) -> bool:
-                return clock.running
-
         torch.set_num_threads(self.threads)
         games = make_atari_env(
             SB3_ENV,
             n_envs=self.games,
             seed=SEED,
-            env_kwargs={"frameskip": 1, "repeat_action_probability": 0.25},  # AtariWrapper skips 4
+            env_kwargs=SB3_ENV_KWARGS,
             vec_env_cls=getattr(vec_env, self.vec_env),
         )
         frames = vec_env.VecFrameStack(games, 4)
         try:
             model = A2C("CnnPolicy", frames, device="cpu", seed=SEED)
-            model.learn(2**62, callback=Meter())
+            model.learn(2**62, callback=sb3_callback(clock))
             return clock.cycles * model.n_steps * self.games / clock.elapsed
         finally:
             frames.close()

@@ -9,8 +9,16 @@ from typing import Any, NamedTuple
 from neurocoder.runs.bench import layer, peers
 
 GAMES = 8
-HYPERPARAMETERS = {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "ent_coef": 0.01, "clip_range": 0.1}
+HYPERPARAMETERS: dict[str, Any] = {
+    "n_steps": 128,
+    "batch_size": 256,
+    "n_epochs": 4,
+    "ent_coef": 0.01,
+    "clip_range": 0.1,
+}
 """The RL Zoo's for Atari (rl_zoo3 2.9.2)."""
+WARM_UP = 1
+"""Cycles before the clock runs: each plays a thousand agent steps and learns from them four times."""
 STOCK = "CnnPolicy"
 ENVS = ("make_atari_env", "native")
 """SB3's own games behind AtariWrapper, and ale-py's native batch (``neurocoder.envs.sb3.make_atari``)."""
@@ -27,35 +35,28 @@ class SB3PPO:
     def rate(self, ready: Callable[[], object], seconds: float) -> float:
         import torch
         from stable_baselines3 import PPO
-        from stable_baselines3.common.callbacks import BaseCallback
         from stable_baselines3.common.env_util import make_atari_env
         from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
         from neurocoder.envs.sb3 import make_atari
         from neurocoder.policies.sb3 import NeurocoderCnnPolicy
 
-        clock = peers.CycleClock(ready, seconds)
-
-        class Meter(BaseCallback):
-            def _on_rollout_start(self) -> None:
-                clock.start_cycle()
-
-            def _on_step(self) -> bool:
-                return clock.running
-
+        clock = peers.CycleClock(ready, seconds, WARM_UP)
         torch.set_num_threads(self.threads)
         games: VecEnv
         if self.envs == "native":
             games = make_atari("ALE/Pong-v5", GAMES, seed=peers.SEED, num_threads=self.threads)
         else:
-            kwargs = {"frameskip": 1, "repeat_action_probability": 0.25}  # AtariWrapper skips 4
-            games = VecFrameStack(make_atari_env(peers.SB3_ENV, GAMES, seed=peers.SEED, env_kwargs=kwargs), 4)
+            games = VecFrameStack(
+                make_atari_env(peers.SB3_ENV, GAMES, seed=peers.SEED, env_kwargs=peers.SB3_ENV_KWARGS), 4
+            )
         policy: Any = STOCK if self.head is None else NeurocoderCnnPolicy
         policy_kwargs = None if self.head is None else {"head": self.head}
-        options: dict[str, Any] = dict(HYPERPARAMETERS)
         try:
-            model = PPO(policy, games, device="cpu", seed=peers.SEED, policy_kwargs=policy_kwargs, **options)
-            model.learn(2**62, callback=Meter())
+            model = PPO(
+                policy, games, device="cpu", seed=peers.SEED, policy_kwargs=policy_kwargs, **HYPERPARAMETERS
+            )
+            model.learn(2**62, callback=peers.sb3_callback(clock))
             return clock.cycles * model.n_steps * GAMES / clock.elapsed
         finally:
             games.close()
@@ -112,7 +113,7 @@ def protocol(seconds: float, repeats: int, threads: int) -> dict[str, Any]:
         "processors": peers.processors(),
         "load": layer.load(),
         "unit": "agent steps per second, 4 frames each; whole cycles of playing and learning",
-        "warm-up": f"{peers.SB3_WARM_UP} cycles",
+        "warm-up": f"{WARM_UP} cycle",
     }
 
 

@@ -17,7 +17,8 @@ from typing import Literal
 import cyclopts
 import numpy as np
 
-GAMES = 8
+from neurocoder.runs.bench.sb3 import GAMES, HYPERPARAMETERS
+
 EVERY = 50_000
 
 
@@ -40,6 +41,7 @@ def train(folder: Path, policy: Literal["stock", "neurocoder"], steps: int, thre
     from neurocoder.policies.sb3 import NeurocoderCnnPolicy
 
     torch.set_num_threads(threads)
+    options = HYPERPARAMETERS | {"clip_range": LinearSchedule(HYPERPARAMETERS["clip_range"], 0.0, 1.0)}
     saved, curve = folder / f"{policy}.zip", folder / f"{policy}.csv"
     kept = lines_of(curve)
     done = int(kept[-1]["agent_steps"]) if kept and saved.exists() else 0
@@ -52,13 +54,9 @@ def train(folder: Path, policy: Literal["stock", "neurocoder"], steps: int, thre
             NeurocoderCnnPolicy if policy == "neurocoder" else "CnnPolicy",
             envs,
             learning_rate=LinearSchedule(2.5e-4, 0.0, 1.0),
-            clip_range=LinearSchedule(0.1, 0.0, 1.0),
-            n_steps=128,
-            n_epochs=4,
-            batch_size=256,
-            ent_coef=0.01,
             seed=0,
             device="cpu",
+            **options,
         )
         curve.unlink(missing_ok=True)
     began = time.monotonic()

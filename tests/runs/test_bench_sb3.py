@@ -43,7 +43,6 @@ def test_a_rate_is_that_of_the_real_ppo(work: SB3PPO, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sb3, "GAMES", 2)
     monkeypatch.setitem(sb3.HYPERPARAMETERS, "n_steps", 16)
     monkeypatch.setitem(sb3.HYPERPARAMETERS, "batch_size", 16)
-    monkeypatch.setattr(peers, "SB3_WARM_UP", 1)
     called: list[bool] = []
     assert work.rate(lambda: called.append(True), 0.1) > 1
     assert called == [True]
