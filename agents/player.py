@@ -1,8 +1,9 @@
 """Players: play episodes with a policy and own the recurrent state while they do."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -10,15 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurocoder.policies import Policy, PolicyOutput, PolicyTrace, to_env_action
+from neurocoder.policies import Policy, to_env_action
 
 
 class Decision(NamedTuple):
-    """What a policy said and did; of policies that are not ours, only the `action` is known."""
+    """What a policy said and did, for a batch of B games.
+
+    ============== ======== ================================================================================
+    action         [B, ...] taken
+    logits         [B, A]   parameters of the distribution that it was drawn from; None if there is none
+    value          [B]      the critic's estimate, or the largest action value; None if there is neither
+    action_values  [B, A]   of a policy that has them instead of a distribution
+    traces                  what the program memory of each head did, by the head's name; heads without one are
+                            not in it
+    ============== ======== ================================================================================
+    """
 
     action: Tensor
-    output: PolicyOutput | None = None
-    trace: PolicyTrace | None = None
+    logits: Tensor | None = None
+    value: Tensor | None = None
+    action_values: Tensor | None = None
+    traces: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +126,8 @@ class Player(GamePlayer):
         output, self._state, trace = self.policy(seen.to(self.device), self._state, started.to(self.device))
         distribution = self.policy.distribution(output.logits)
         action = distribution.mode() if self.deterministic else distribution.sample(self.generator)
-        return Decision(action, output, trace)
+        traces = {name: of for name, of in trace._asdict().items() if of is not None}
+        return Decision(action, output.logits, output.value, traces=traces)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,18 @@ from neurocoder.envs.atari import (
     get_protocol,
     make_atari,
 )
+from neurocoder.envs.pictures import AtariCamera
 from neurocoder.envs.random_play import random_observations
 from neurocoder.envs.registry import EnvError, env_ids, env_spec, is_atari
 from neurocoder.envs.replayable import GameState, ReplayableEnvs, SeededEpisodes, episode_seed
 from neurocoder.envs.vector import EpisodeRecorder, make_vec
+from neurocoder.envs.watching import WatchedGame, make_watched
 
 __all__ = [
     "ENGINES",
     "NATIVE_DIFFERENCES",
     "PROTOCOLS",
+    "AtariCamera",
     "AtariEnvs",
     "AtariProtocol",
     "EnvError",
@@ -25,6 +28,7 @@ __all__ = [
     "GameState",
     "ReplayableEnvs",
     "SeededEpisodes",
+    "WatchedGame",
     "env_ids",
     "env_spec",
     "episode_seed",
@@ -32,5 +36,6 @@ __all__ = [
     "is_atari",
     "make_atari",
     "make_vec",
+    "make_watched",
     "random_observations",
 ]

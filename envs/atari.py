@@ -190,6 +190,7 @@ class AtariEnvs(gym.vector.VectorEnv):
         AtariVectorEnv.metadata.clear()
         AtariVectorEnv.metadata.update(shared_metadata)
         self.spec = spec
+        self.env_id = spec.id
         self.protocol = protocol
         self.num_envs = num_envs
         self.normalization = RunningNormalization(num_envs) if protocol.normalisation == "running" else None

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from neurocoder.envs.atari import ENGINES, AtariEnvs, AtariProtocol, make_atari
+from neurocoder.envs.pictures import PicturedGame, can_render
 from neurocoder.envs.registry import EnvError, env_spec, is_atari
 from neurocoder.envs.replayable import GameState, ReplayableEnvs
 from neurocoder.errors import lookup
@@ -146,13 +147,15 @@ def make_vec(
     num_threads: int = 1,
     vectorization: str = "native",
     trust: bool = True,
+    pictured: bool = False,
 ) -> EpisodeRecorder:
     """Return `num_envs` environments of `env_id` as one batch that resets in the same step.
 
     Atari ids are played under `protocol`; what their id says of frame skip and sticky actions gives way to
     it. `vectorization` ``native`` is ale-py's vector environment with `num_threads` emulator threads;
     ``sync`` is Gymnasium's wrappers, one game after the other: slower, but their state can be stored and
-    brought back exactly. All other ids are always ``sync``. See :class:`EpisodeRecorder` for what ``info`` holds.
+    brought back exactly. All other ids are always ``sync``, and are each a :class:`PicturedGame` if `pictured`. See
+    :class:`EpisodeRecorder` for what ``info`` holds.
 
     Raises
     ------
@@ -170,9 +173,16 @@ def make_vec(
             return EpisodeRecorder(AtariEnvs(spec.id, protocol, num_envs, num_threads))
         return EpisodeRecorder(ReplayableEnvs(partial(make_atari, spec.id, protocol), num_envs))
     try:
-        envs = ReplayableEnvs(lambda: adapt_observation(gym.make(spec)), num_envs)
+        envs = ReplayableEnvs(lambda: _make_game(spec, pictured), num_envs)
     except EnvError:
         raise
     except Exception as error:  # whatever a stranger's environment raises while it is built
         raise EnvError(f"environment {env_id!r} cannot be made: {type(error).__name__}: {error}") from error
     return EpisodeRecorder(envs)
+
+
+def _make_game(spec: gym.envs.registration.EnvSpec, pictured: bool) -> gym.Env:
+    if not pictured:
+        return adapt_observation(gym.make(spec))
+    render_mode = "rgb_array" if can_render(spec) else None
+    return PicturedGame(adapt_observation(gym.make(spec, render_mode=render_mode)))

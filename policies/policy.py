@@ -12,7 +12,7 @@ from neurocoder.errors import ConfigError, lookup, require
 from neurocoder.policies.cores import CORES, State, make_core
 from neurocoder.policies.distributions import ActionDistribution, make_distribution, n_action_parameters
 from neurocoder.policies.encoders import ENCODERS, default_encoder, make_encoder
-from neurocoder.policies.heads import HEADS, Head, head_options, make_head
+from neurocoder.policies.heads import HEADS, Head, head_options, make_head, options_for
 from neurocoder.policies.tape import Tape
 
 # Multiplied into the heads' weights once, at initialisation, so that a fresh agent acts uniformly and
@@ -26,7 +26,8 @@ class PolicyConfig:
     """What a policy is made of.
 
     ``head_config`` goes to both heads as it is (see ``head_options``); its ``output_scale``, if given,
-    replaces the harmless one that actor and critic start with.
+    replaces the harmless one that actor and critic start with. Unless it says otherwise, Neurocoder heads have at
+    most as many attention heads as outputs (see ``options_for``).
     """
 
     encoder: str = "auto"
@@ -106,7 +107,8 @@ class Policy(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(n_parameters)) if box else None
 
     def _head(self, n_outputs: int, scales: dict[str, float]) -> Head:
-        options = {"output_scale": scales[self.config.head], **self.config.head_config}
+        given = options_for(self.config.head, n_outputs, self.config.head_config)
+        options = {"output_scale": scales[self.config.head], **given}
         return make_head(self.config.head, self.core.out_features, n_outputs, **options)
 
     def initial_state(self, batch_size: int) -> State:

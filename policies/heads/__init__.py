@@ -1,7 +1,7 @@
 """Heads: the last layer of a policy. ``make_head`` builds any of them by name."""
 
 from neurocoder.policies.heads.base import Head, HeadError
-from neurocoder.policies.heads.factory import HEADS, head_options, make_head
+from neurocoder.policies.heads.factory import HEADS, head_options, make_head, options_for
 from neurocoder.policies.heads.hypernet import HyperNetHead
 from neurocoder.policies.heads.linear import LinearHead
 from neurocoder.policies.heads.lowrank import LowRankHead
@@ -26,4 +26,5 @@ __all__ = [
     "ReleasedNeurocoderLinear",
     "head_options",
     "make_head",
+    "options_for",
 ]

@@ -428,6 +428,26 @@ class NeurocoderLinear(Head):
         if freeze_old:
             self.frozen_slots = old
 
+    def mask(self, slots: Sequence[int]) -> None:
+        """Close `slots`: they are read no more, and what is left shares their attention. Numbers stay as they are.
+
+        For study, e.g. of what a program does: unlike :meth:`prune`, nothing is forgotten. It adds the openness.
+
+        Raises
+        ------
+        HeadError
+            A slot that is not there, or none would be left.
+        """
+        closed = sorted(set(slots))
+        if closed and (closed[0] < 0 or closed[-1] >= self.slots):
+            raise HeadError(f"mask={closed} must be slots in [0, {self.slots})")
+        if len(closed) == self.slots:
+            raise HeadError(f"mask={closed} leaves no slot")
+        if self.openness is None:
+            self.openness = nn.Parameter(self.memory_s.new_ones(self.slots))
+        with torch.no_grad():
+            self.openness[closed] = 0
+
     def prune(self, keep: Sequence[int] | Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Remove all slots but those in `keep`: their numbers, or a mask [P]. The optimiser's state follows.
 

@@ -115,53 +115,30 @@ def _evaluate_run(run: str, checkpoint: str, logs: Path, options: _Options) -> i
 
 
 def _evaluate_sb3(path: Path, env: str | None, preset: str | None, options: _Options) -> int:
-    from neurocoder.errors import ConfigError
-
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
-    if not options.trust:
-        raise ConfigError(
-            f"{path}: a zip of Stable-Baselines3 holds pickles, which run code when they are read; "
-            f"give --trust if you know where it comes from"
-        )
-    if env is None:
-        raise ConfigError(
-            f"{path}: a zip of Stable-Baselines3 does not say which environment it is for; give --env ID"
-        )
     from neurocoder.agents.sb3_player import SB3Player
-    from neurocoder.envs import env_spec, get_protocol, is_atari, make_vec
-    from neurocoder.policies.sb3.zips import load_policy
+    from neurocoder.envs import make_vec
     from neurocoder.runs.config import EvaluationConfig
+    from neurocoder.runs.sb3_model import open_sb3_model
     from neurocoder.runs.scoring import MAX_GAMES, score_games
 
-    atari = is_atari(env_spec(env))
-    if preset is not None and not atari:
-        raise ConfigError(f"--preset is for Atari games, and {env!r} is none")
-    protocol = get_protocol(preset or "machado2018") if atari else None
+    model = open_sb3_model(path, env, preset, trust=options.trust, device=options.device)
     defaults = EvaluationConfig()
     evaluation = EvaluationConfig(
         episodes=options.episodes,
         deterministic=options.deterministic,
         stuck_after=defaults.stuck_after if options.stuck_after is None else options.stuck_after,
     )
-    policy = load_policy(path, options.device)
-    envs = make_vec(env, min(options.episodes, MAX_GAMES), protocol=protocol)
+    envs = make_vec(model.env, min(options.episodes, MAX_GAMES), protocol=model.protocol)
     try:
-        has, needs = envs.single_observation_space, policy.observation_space
-        if has.shape != needs.shape or has.dtype != needs.dtype:
-            raise ConfigError(f"{path}: its policy has observations {needs}, {env} has {has} here")
-        if envs.single_action_space != policy.action_space:
-            raise ConfigError(
-                f"{path}: its policy has actions {policy.action_space}, {env} has {envs.single_action_space}"
-            )
-        player = SB3Player(policy, deterministic=options.deterministic, seed=options.seed)
+        model.check(envs)
+        player = SB3Player(model.policy, deterministic=options.deterministic, seed=options.seed)
         started = time.monotonic()
         games = score_games(player, envs, evaluation, options.seed)
     finally:
         envs.close()
-    described = None if protocol is None else protocol.describe()
+    described = None if model.protocol is None else model.protocol.describe()
     evaluation = replace(evaluation, deterministic=player.deterministic)
-    _print(env, path, games, evaluation, options.seed, time.monotonic() - started, described)
+    _print(model.env, path, games, evaluation, options.seed, time.monotonic() - started, described)
     return 0
 
 

@@ -97,7 +97,7 @@ def test_equal_seeds_play_equal_games_and_deterministic_takes_the_mode():
     assert games(3) == games(3)
     assert games(3) != games(4)
     step = next(Player(policy, deterministic=True).play(envs, [1, 2, 3, 4]))
-    assert (step.decision.action == step.decision.output.logits.argmax(-1)).all()
+    assert (step.decision.action == step.decision.logits.argmax(-1)).all()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_only_the_games_that_are_stuck_start_anew():
 
 def test_the_recurrent_state_does_not_outlive_a_cut_game():
     stream = player().play(make_vec("Quiet-v0", 2), [1, 2], stuck_after=5)
-    logits = [next(stream).decision.output.logits for _ in range(10)]
+    logits = [next(stream).decision.logits for _ in range(10)]
     assert not torch.equal(logits[4], logits[0])
     torch.testing.assert_close(logits[5:], logits[:5], rtol=0, atol=0)
 

@@ -1,0 +1,175 @@
+"""Whose episodes are recorded: the agent of a run, or a model of Stable-Baselines3."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from neurocoder.agents.player import GamePlayer, Player
+from neurocoder.envs import ENGINES, AtariProtocol, WatchedGame, make_watched
+from neurocoder.errors import ConfigError
+from neurocoder.policies import NeurocoderLinear, Policy
+from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint, load_parameters
+from neurocoder.runs.config import EvaluationConfig
+from neurocoder.runs.replay.episode import EpisodeInfo, Source
+from neurocoder.runs.replay.recorder import file_sha256, now, versions
+from neurocoder.runs.run import Run
+
+HEADS = ("actor", "critic")
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """What is needed to record its episodes."""
+
+    env: str
+    protocol: AtariProtocol | None
+    source: Source
+    episodes: Path
+    """The folder that they belong in."""
+    make_player: Callable[[int], GamePlayer]
+    """By the seed of its draws."""
+    check: Callable[[WatchedGame], None]
+    deterministic: bool
+    stuck_after: int
+    discount: float | None
+    masked: list[str]
+    trust: bool
+
+    def make_game(self) -> WatchedGame:
+        """Return a game of its environment, made for watching."""
+        game = make_watched(self.env, protocol=self.protocol, trust=self.trust)
+        self.check(game)
+        return game
+
+    def episode_name(self, seed: int) -> str:
+        """Return the name of an episode's folder: agent steps, seed, and what is unusual about it."""
+        parts = [str(self.source.checkpoint or 0), str(seed)]
+        parts += ["deterministic"] if self.deterministic else []
+        parts += [f"without-{slot.replace(':', '')}" for slot in self.masked]
+        return "-".join(parts)
+
+    def info(self, seed: int) -> EpisodeInfo:
+        """Return what is known of the episode of `seed` before it is played."""
+        return EpisodeInfo(
+            env=self.env,
+            seed=seed,
+            source=self.source,
+            deterministic=self.deterministic,
+            protocol=None if self.protocol is None else asdict(self.protocol),
+            protocol_hash=None if self.protocol is None else self.protocol.hash_on(ENGINES["native"]),
+            discount=self.discount,
+            masked=self.masked,
+            recorded=now(),
+            versions=versions(),
+        )
+
+
+def open_run(
+    text: str,
+    logs: Path,
+    *,
+    checkpoint: str = "last",
+    masked: Sequence[str] = (),
+    deterministic: bool = False,
+    device: str = "cpu",
+    trust: bool = False,
+) -> Agent:
+    """Return the agent of a run; `masked` slots (``17``, ``actor:17``, ``critic:3``) are closed to it.
+
+    Raises
+    ------
+    RunError, CheckpointError, ConfigError, HeadError
+        There is no such run or checkpoint, it is damaged, or a slot cannot be masked.
+    """
+    run = Run.open(text, logs)
+    config = run.config()
+    path = find_checkpoint(run.checkpoints, checkpoint)
+    saved = load_checkpoint(path, with_optimizer=False)
+    game = make_watched(config.env, protocol=config.protocol, trust=trust)
+    try:
+        policy = Policy(game.single_observation_space, game.single_action_space, config.policy)
+    finally:
+        game.close()
+    load_parameters(policy, saved.model, path)
+    closed = [mask(policy, slot) for slot in masked]
+    policy.to(device)
+    return Agent(
+        env=config.env,
+        protocol=config.protocol,
+        source=Source(run.path.name, int(path.name), file_sha256(path / "model.safetensors")),
+        episodes=run.path / "episodes",
+        make_player=lambda seed: Player(policy, deterministic=deterministic, seed=seed),
+        check=lambda _: None,
+        deterministic=deterministic,
+        stuck_after=config.evaluation.stuck_after,
+        discount=config.a3c.gamma,
+        masked=closed,
+        trust=trust,
+    )
+
+
+def open_zip(
+    path: Path,
+    logs: Path,
+    *,
+    env: str | None,
+    preset: str | None,
+    deterministic: bool = False,
+    device: str = "cpu",
+    trust: bool = False,
+) -> Agent:
+    """Return the agent in a zip of Stable-Baselines3; its episodes belong in ``logs/<env>/<name of the zip>``.
+
+    Raises
+    ------
+    ConfigError, EnvError
+        See ``open_sb3_model``.
+    """
+    from neurocoder.agents.sb3_player import SB3Player
+    from neurocoder.runs.sb3_model import open_sb3_model
+
+    model = open_sb3_model(path, env, preset, trust=trust, device=device)
+    greedy = SB3Player(model.policy, deterministic=deterministic).deterministic
+    return Agent(
+        env=model.env,
+        protocol=model.protocol,
+        source=Source(path.stem, None, file_sha256(path)),
+        episodes=logs / model.env.replace("/", "-").replace(":", "-") / path.stem / "episodes",
+        make_player=lambda seed: SB3Player(
+            model.policy, deterministic=deterministic, seed=seed, explain=True
+        ),
+        check=model.check,
+        deterministic=greedy,
+        stuck_after=EvaluationConfig().stuck_after,
+        discount=None,
+        masked=[],
+        trust=trust,
+    )
+
+
+def mask(policy: Policy, slot: str) -> str:
+    """Close ``P``, ``actor:P`` or ``critic:P`` of `policy`'s program memories, and return it with the head's name.
+
+    Raises
+    ------
+    ConfigError
+        It is not written like that, or the head's slots cannot be closed.
+    HeadError
+        There is no such slot.
+    """
+    name, _, number = slot.rpartition(":")
+    name = name or "actor"
+    if name not in HEADS or not number.isdecimal():
+        raise ConfigError(f"--mask-slot {slot}: expected a number, actor:NUMBER or critic:NUMBER")
+    head = getattr(policy, name)
+    if not isinstance(head, NeurocoderLinear):
+        raise ConfigError(
+            f"--mask-slot {slot}: only Neurocoder heads have slots that can be closed; "
+            f"this {name} is {policy.config.head!r}"
+        )
+    head.mask([*_closed(head), int(number)])
+    return f"{name}:{int(number)}"
+
+
+def _closed(head: NeurocoderLinear) -> list[int]:
+    return [] if head.openness is None else (head.openness <= 0).nonzero().flatten().tolist()
