@@ -1,7 +1,7 @@
 """Players: play episodes with a policy and own the recurrent state while they do."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -43,6 +43,8 @@ class Step:
 
     observation: np.ndarray
     decision: Decision
+    action: np.ndarray
+    """As the environments took it."""
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
@@ -89,11 +91,10 @@ class GamePlayer(ABC):
         stuck_games = StuckGames(envs.num_envs, stuck_after)
         while True:
             decision = self._decide(observation, start)
-            following, reward, terminated, truncated, info = envs.step(
-                to_env_action(envs.single_action_space, decision.action)
-            )
+            action = to_env_action(envs.single_action_space, decision.action)
+            following, reward, terminated, truncated, info = envs.step(action)
             stuck = stuck_games(reward, terminated | truncated, info)
-            yield Step(observation, decision, reward, terminated, truncated, stuck, info)
+            yield Step(observation, decision, action, reward, terminated, truncated, stuck, info)
             observation = following
             if stuck.any():  # the other games go on where they are
                 observation, _ = envs.reset(options={"reset_mask": stuck})
@@ -142,23 +143,36 @@ class EvaluatedEpisode:
     """Cut at the frame cap (Atari) or the environment's time limit."""
 
 
+def game_seeds(seed: int, n_envs: int) -> list[int]:
+    """Return the seeds of the `n_envs` games of an evaluation with `seed`."""
+    words = np.random.SeedSequence(seed).generate_state(n_envs, np.uint32)
+    return [int(word) >> 1 for word in words]  # the emulator takes 31 bits
+
+
 def evaluate(
-    player: GamePlayer, envs: gym.vector.VectorEnv, episodes: int, seed: int, *, stuck_after: int = 0
+    player: GamePlayer,
+    envs: gym.vector.VectorEnv,
+    episodes: int,
+    seed: int,
+    *,
+    stuck_after: int = 0,
+    watch: Callable[[Step], None] | None = None,
 ) -> list[EvaluatedEpisode]:
     """Return `episodes` whole episodes with raw returns, in the order of their seeds.
 
     Every game of the batch plays the same number of episodes (the last round may be partial), so that short
     episodes are not favoured. A game in which nothing happens for `stuck_after` agent steps (0: however
-    long) is cut there and counts with what it has.
+    long) is cut there and counts with what it has. `watch` is called with every step.
     """
     n_envs = envs.num_envs
     quota = np.full(n_envs, episodes // n_envs)
     quota[: episodes % n_envs] += 1
-    seeds = np.random.SeedSequence(seed).generate_state(n_envs, np.uint32) >> 1
     played: list[list[EvaluatedEpisode]] = [[] for _ in range(n_envs)]
     raw_return = np.zeros(n_envs)
     length = np.zeros(n_envs, dtype=np.int64)
-    for step in player.play(envs, [int(s) for s in seeds], stuck_after=stuck_after):
+    for step in player.play(envs, game_seeds(seed, n_envs), stuck_after=stuck_after):
+        if watch is not None:
+            watch(step)
         raw_return += step.reward
         length += 1
         ended = step.info["_episode"] | step.stuck

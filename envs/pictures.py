@@ -41,6 +41,10 @@ class AtariCamera:
         self._ale = ale_py.ALEInterface()
         self._ale.setFloat("repeat_action_probability", protocol.sticky)
         self._ale.setInt("max_num_frames_per_episode", protocol.max_frames)
+        self._ale.loadROM(rom)
+        self._actions = (
+            self._ale.getLegalActionSet() if protocol.full_action_space else self._ale.getMinimalActionSet()
+        )
         self.reward = 0.0
         """Raw, of the last step."""
 
@@ -54,9 +58,6 @@ class AtariCamera:
         ale.setInt("random_seed", seed)
         ale.loadROM(self._rom)  # takes the seed
         ale.reset_game()  # once more than it seems to need: some games (Freeway) tell the difference
-        self._actions = (
-            ale.getLegalActionSet() if self._protocol.full_action_space else ale.getMinimalActionSet()
-        )
         for frame in range(start_frames):
             fires = frame == 0 and self._protocol.fire_reset and ale_py.Action.FIRE in self._actions
             ale.act(ale_py.Action.FIRE if fires else ale_py.Action.NOOP)
@@ -81,7 +82,7 @@ class AtariCamera:
         return bool(self._ale.game_over())
 
     def action_names(self) -> list[str]:
-        """Return the names of the actions, of a game that has started."""
+        """Return the names of the actions."""
         return [action.name for action in self._actions]
 
 

@@ -39,9 +39,11 @@ class EvaluationConfig:
     """Take the most probable action instead of sampling."""
     stuck_after: int = 4_500
     """Agent steps without a reward or a lost life after which a game is cut, and reported as stuck; 0: never."""
+    record_every: int = 0
+    """Agent steps between two evaluations whose best, median and worst game are recorded, to be watched; 0: none."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "stuck_after"):
+        for name in ("every", "stuck_after", "record_every"):
             require(getattr(self, name) >= 0, f"evaluation.{name}", getattr(self, name), ">= 0")
         require(self.episodes >= 1, "evaluation.episodes", self.episodes, ">= 1")
 

@@ -19,11 +19,14 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from neurocoder.agents.player import Step, game_seeds
 from neurocoder.agents.processes import child_context, exit_with_parent
 from neurocoder.errors import NeurocoderError
 from neurocoder.runs.checkpoint import write_evaluation
 from neurocoder.runs.config import TrainConfig
-from neurocoder.runs.scoring import Score, append_score, score_checkpoint
+from neurocoder.runs.replay.agents import agent_of
+from neurocoder.runs.replay.picks import EvaluationRecorder
+from neurocoder.runs.scoring import MAX_GAMES, Score, append_score, score_checkpoint
 
 MAX_RESTARTS = 3
 """How often a dead evaluator is replaced in one run."""
@@ -53,6 +56,13 @@ def evaluation_seed(seed: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class _Remark:
+    """What went wrong beside an evaluation, which goes on."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Failure:
     """An evaluation that gave no score. After a `fatal` one the process ends."""
 
@@ -60,24 +70,54 @@ class _Failure:
     fatal: bool
 
 
-def _run_evaluator(config: TrainConfig, make_envs: MakeEnvs, connection: Connection) -> None:
-    """Body of the evaluator's process: a score or a failure for every checkpoint that comes, until the pipe ends."""
+def _run_evaluator(run: Path, config: TrainConfig, make_envs: MakeEnvs, connection: Connection) -> None:
+    """Body of the evaluator's process: a score or a failure for every checkpoint that comes, until the pipe ends.
+
+    The score goes out first; then the games are written that are to be kept.
+    """
     exit_with_parent()
     os.nice(10)
     torch.set_num_threads(1)
+    every, recorded = config.evaluation.record_every, -1
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            answer = _attempt(connection.recv(), config, make_envs)
-            connection.send(answer)
-            if isinstance(answer, _Failure) and answer.fatal:
-                sys.exit(1)
+            path: Path = connection.recv()
+            with contextlib.ExitStack() as stack:
+                recorder = None
+                if every and int(path.name) // every > recorded:
+                    recorded = int(path.name) // every
+                    recorder = _recorder(run, path, config, stack)
+                answer = _attempt(path, config, make_envs, recorder)
+                connection.send(answer)
+                if isinstance(answer, _Failure) and answer.fatal:
+                    sys.exit(1)
+                if isinstance(recorder, EvaluationRecorder) and not isinstance(answer, _Failure):
+                    try:
+                        recorder.keep()
+                    except (NeurocoderError, OSError) as error:
+                        connection.send(_Remark(f"games of checkpoint {path.name} are not recorded: {error}"))
 
 
-def _attempt(path: Path, config: TrainConfig, make_envs: MakeEnvs) -> Score | _Failure:
+def _recorder(
+    run: Path, path: Path, config: TrainConfig, stack: contextlib.ExitStack
+) -> EvaluationRecorder | None:
+    games = min(config.evaluation.episodes, MAX_GAMES)
+    seeds = game_seeds(evaluation_seed(config.seed), games)
+    try:
+        return stack.enter_context(EvaluationRecorder(agent_of(run, path, config), seeds))
+    except OSError:  # a full disk; the evaluation matters more
+        return None
+
+
+def _attempt(
+    path: Path, config: TrainConfig, make_envs: MakeEnvs, watch: Callable[[Step], None] | None
+) -> Score | _Failure:
     started = time.monotonic()
     seed = evaluation_seed(config.seed)
     try:
-        score = score_checkpoint(path, config, config.evaluation, make_envs, seed=seed, source="training")
+        score = score_checkpoint(
+            path, config, config.evaluation, make_envs, seed=seed, source="training", watch=watch
+        )
     except NeurocoderError as error:  # a damaged checkpoint; the next one may be whole
         return _Failure(str(error), fatal=False)
     except Exception as error:  # whatever it is, the parent reports it
@@ -170,6 +210,9 @@ class Evaluator:
             if isinstance(answer, _Failure) and answer.fatal:
                 self._last_words = answer.text  # the end of the pipe follows
                 continue
+            if isinstance(answer, _Remark):
+                self._notes.append(answer.text)
+                continue
             path, self._playing = self._playing, None
             assert path is not None
             if isinstance(answer, _Failure):
@@ -207,7 +250,7 @@ class Evaluator:
     def _start(self) -> Connection:
         context = child_context()
         ours, theirs = context.Pipe()
-        arguments = (self.config, self.make_envs, theirs)
+        arguments = (self.run, self.config, self.make_envs, theirs)
         process = context.Process(target=_run_evaluator, args=arguments, name="evaluator", daemon=True)
         try:
             process.start()

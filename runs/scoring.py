@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 import gymnasium as gym
 import numpy as np
 
-from neurocoder.agents.player import GamePlayer, Player, evaluate
+from neurocoder.agents.player import GamePlayer, Player, Step, evaluate
 from neurocoder.policies import Policy
 from neurocoder.runs.checkpoint import load_checkpoint, load_parameters
 from neurocoder.runs.config import EvaluationConfig, TrainConfig
@@ -59,8 +59,11 @@ def score_checkpoint(
     seed: int,
     source: str,
     device: str = "cpu",
+    watch: Callable[[Step], None] | None = None,
 ) -> Score:
     """Play ``evaluation.episodes`` games with the agent saved at `path`; the same arguments give the same score.
+
+    `watch` is called with every step.
 
     Raises
     ------
@@ -73,7 +76,7 @@ def score_checkpoint(
         policy = Policy(envs.single_observation_space, envs.single_action_space, config.policy)
         load_parameters(policy, saved.model, path)
         player = Player(policy.to(device), deterministic=evaluation.deterministic, seed=seed)
-        games = score_games(player, envs, evaluation, seed)
+        games = score_games(player, envs, evaluation, seed, watch)
     finally:
         envs.close()
     return Score(
@@ -89,10 +92,15 @@ def score_checkpoint(
 
 
 def score_games(
-    player: GamePlayer, envs: gym.vector.VectorEnv, evaluation: EvaluationConfig, seed: int
+    player: GamePlayer,
+    envs: gym.vector.VectorEnv,
+    evaluation: EvaluationConfig,
+    seed: int,
+    watch: Callable[[Step], None] | None = None,
 ) -> Games:
-    """Play ``evaluation.episodes`` games of `envs` and return what came of them."""
-    played = evaluate(player, envs, evaluation.episodes, seed, stuck_after=evaluation.stuck_after)
+    """Play ``evaluation.episodes`` games of `envs` and return what came of them; `watch` is called with every step."""
+    stuck_after = evaluation.stuck_after
+    played = evaluate(player, envs, evaluation.episodes, seed, stuck_after=stuck_after, watch=watch)
     returns = [episode.raw_return for episode in played]
     return Games(
         mean=float(np.mean(returns)),

@@ -24,6 +24,7 @@ _KEYS = {
     "precision": "precision",
     "sync": "a3c.sync",
     "max_restarts": "max_restarts",
+    "record_every": "evaluation.record_every",
 }
 
 
@@ -45,6 +46,7 @@ def train(
     precision: str | None = None,
     sync: Annotated[bool | None, Parameter(negative="")] = None,
     max_restarts: int | None = None,
+    record_every: int | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     logs: Path = Path("logs"),
     resume: str | None = None,
@@ -88,6 +90,9 @@ def train(
         All workers wait for each other and share one update (A2C).
     max_restarts
         Dead or hung workers that are replaced before the run fails.
+    record_every
+        Agent steps between two evaluations whose best, median and worst game are recorded, to be watched
+        (`neurocoder watch`).
     set_
         Any other key of the configuration, e.g. --set a3c.gamma=0.995 --set policy.head_config.slots=40.
     logs

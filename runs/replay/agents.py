@@ -1,15 +1,15 @@
 """Whose episodes are recorded: the agent of a run, or a model of Stable-Baselines3."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from neurocoder.agents.player import GamePlayer, Player
-from neurocoder.envs import ENGINES, AtariProtocol, WatchedGame, make_watched
+from neurocoder.envs import ENGINES, AtariCamera, AtariProtocol, WatchedGame, make_watched
 from neurocoder.errors import ConfigError
 from neurocoder.policies import NeurocoderLinear, Policy
 from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint, load_parameters
-from neurocoder.runs.config import EvaluationConfig
+from neurocoder.runs.config import EvaluationConfig, TrainConfig
 from neurocoder.runs.replay.episode import EpisodeInfo, Source
 from neurocoder.runs.replay.recorder import file_sha256, now, versions
 from neurocoder.runs.run import Run
@@ -40,6 +40,11 @@ class Agent:
         game = make_watched(self.env, protocol=self.protocol, trust=self.trust)
         self.check(game)
         return game
+
+    @property
+    def action_names(self) -> list[str] | None:
+        """What the actions of an Atari game are called; None elsewhere."""
+        return None if self.protocol is None else AtariCamera(self.env, self.protocol).action_names()
 
     def episode_name(self, seed: int) -> str:
         """Return the name of an episode's folder: agent steps, seed, and what is unusual about it."""
@@ -93,19 +98,34 @@ def open_run(
     load_parameters(policy, saved.model, path)
     closed = [mask(policy, slot) for slot in masked]
     policy.to(device)
+    agent = agent_of(run.path, path, config, trust=trust)
+    return replace(
+        agent,
+        make_player=lambda seed: Player(policy, deterministic=deterministic, seed=seed),
+        deterministic=deterministic,
+        masked=closed,
+    )
+
+
+def agent_of(run: Path, checkpoint: Path, config: TrainConfig, *, trust: bool = True) -> Agent:
+    """Return what is known of a run's agent at `checkpoint`, without a player."""
     return Agent(
         env=config.env,
         protocol=config.protocol,
-        source=Source(run.path.name, int(path.name), file_sha256(path / "model.safetensors")),
-        episodes=run.path / "episodes",
-        make_player=lambda seed: Player(policy, deterministic=deterministic, seed=seed),
+        source=Source(run.name, int(checkpoint.name), file_sha256(checkpoint / "model.safetensors")),
+        episodes=run / "episodes",
+        make_player=_nobody,
         check=lambda _: None,
-        deterministic=deterministic,
+        deterministic=config.evaluation.deterministic,
         stuck_after=config.evaluation.stuck_after,
         discount=config.a3c.gamma,
-        masked=closed,
+        masked=[],
         trust=trust,
     )
+
+
+def _nobody(seed: int) -> GamePlayer:
+    raise NotImplementedError("an agent that is only watched")
 
 
 def open_zip(

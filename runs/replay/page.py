@@ -75,9 +75,7 @@ def payload(
         "action_names": names,
         "frames": None,
         "labels": labels,
-        "programs": [
-            _program(trace, name, reward, arrays) for name in trace.names if name.startswith("attention/")
-        ],
+        "programs": [_program(trace, name, reward, arrays) for name in programs.maps(trace.names)],
         "sigma": {},
         "gate": {},
     }

@@ -58,12 +58,17 @@ def quantities(traces: Mapping[str, Any], *, full: bool = False) -> dict[str, np
     return {name: tensor.float().cpu().numpy() for name, tensor in kept.items()}
 
 
-def main_map(names: Iterable[str]) -> str | None:
-    """Return the name of the attention that says most about what an agent does: the actor's U or P, if there is one."""
-    maps = [name for name in names if name.startswith("attention/")]
-    return min(
-        maps, key=lambda name: (not name.startswith("attention/actor/"), name[-1] not in "UP"), default=None
-    )
+def maps(names: Iterable[str]) -> list[str]:
+    """Return those of `names` that are attention, the one that says most about what an agent does first.
+
+    The actor comes before other heads, and U before V and S.
+    """
+
+    def place(name: str) -> tuple[bool, str, int]:
+        _, head, memory = name.split("/")
+        return head != "actor", head, (*MEMORIES, "P").index(memory)
+
+    return sorted((name for name in names if name.startswith("attention/")), key=place)
 
 
 def lift(attention: np.ndarray) -> np.ndarray:

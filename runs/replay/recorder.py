@@ -9,12 +9,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Self
 
-import gymnasium as gym
 import numpy as np
 
 from neurocoder.agents.player import GamePlayer, Step
 from neurocoder.envs import WatchedGame
-from neurocoder.policies import to_env_action
 from neurocoder.runs.replay import programs
 from neurocoder.runs.replay.episode import EpisodeInfo, checksums, write_info
 from neurocoder.runs.replay.frames import FrameWriter
@@ -25,11 +23,11 @@ MAX_INFO = 64
 """Numbers of one entry of ``info`` that are kept of every step."""
 
 
-def rows_of(step: Step, space: gym.Space, *, full: bool = False) -> dict[str, np.ndarray]:
+def rows_of(step: Step, *, full: bool = False) -> dict[str, np.ndarray]:
     """Return what is kept of a step of all games, by name (see :class:`episode.Trace`), each [B, ...]."""
     decision = step.decision
     rows: dict[str, np.ndarray] = {
-        "action": to_env_action(space, decision.action),
+        "action": step.action,
         "reward": np.asarray(step.reward, np.float32),
         "boundary": np.asarray((step.terminated | step.truncated) & ~step.info["_episode"], np.uint8),
     }
@@ -64,6 +62,10 @@ class EpisodeWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave nothing of an episode that is not finished."""
         if self._part.exists():
             self.spool.close()
             shutil.rmtree(self._part)
@@ -78,6 +80,11 @@ class EpisodeWriter:
             self.frames = FrameWriter(self._part / "frames")
         self.frames.add(picture)
 
+    def drop_frames(self) -> None:
+        """Forget all pictures."""
+        self.frames = None
+        shutil.rmtree(self._part / "frames", ignore_errors=True)
+
     def finish(self, info: EpisodeInfo) -> EpisodeInfo:
         """Write and return `info`, completed by length, return and checksums."""
         spool, frames = self.spool, self.frames
@@ -87,7 +94,7 @@ class EpisodeWriter:
             raw_return=float(np.sum(spool["reward"], dtype=np.float64)),
             action_crcs=checksums(spool["action"]),
         )
-        if (name := programs.main_map(spool.names)) is not None:
+        for name in programs.maps(spool.names)[:1]:
             info = replace(info, chapters=len(programs.chapters(programs.quantize(spool[name]).restore())))
         if frames is not None:
             frames.close()
@@ -116,12 +123,11 @@ def record_episode(
 
     `info` says what is known beforehand; it is returned with how the episode ended and what it came to.
     """
-    space = game.single_action_space
     with EpisodeWriter(folder) as writer:
         for step in player.play(game, [info.seed], stuck_after=recording.stuck_after):
             for picture in game.take():
                 writer.add_frame(picture)
-            writer.add(rows_of(step, space, full=recording.full), 0)
+            writer.add(rows_of(step, full=recording.full), 0)
             ended = how_it_ended(step, 0)
             if ended:
                 break

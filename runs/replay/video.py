@@ -97,7 +97,7 @@ class _Panel:
         self.probabilities = softmax(logits) if discrete and logits is not None else None
         self.slot = np.full(info.length, -1)
         self.subject = ""
-        if (name := programs.main_map(trace.names)) is not None:
+        for name in programs.maps(trace.names)[:1]:
             self.subject = " ".join(name.split("/")[1:])
             for chapter in programs.chapters(trace[name]):
                 self.slot[chapter.start : chapter.stop] = chapter.slot

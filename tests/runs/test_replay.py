@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from recorded import make_run, record
 
-from neurocoder.agents.player import Player
+from neurocoder.agents.player import Decision, Player, Step, game_seeds
 from neurocoder.envs import AtariCamera, AtariProtocol, EnvError
 from neurocoder.errors import ConfigError
 from neurocoder.policies.heads import HeadError
@@ -36,9 +35,12 @@ from neurocoder.runs.replay.episode import (
     write_info,
 )
 from neurocoder.runs.replay.frames import FrameWriter, read_strip
+from neurocoder.runs.replay.picks import EvaluationRecorder
 from neurocoder.runs.replay.spool import TraceSpool
 from neurocoder.runs.replay.video import draw
-from neurocoder.runs.training import prepare
+from neurocoder.runs.run import Run
+from neurocoder.runs.scoring import score_checkpoint
+from neurocoder.runs.training import environment_factory, prepare
 
 Capture = pytest.CaptureFixture[str]
 STUCK = 65
@@ -608,19 +610,92 @@ def test_an_episode_without_pictures_cannot_be_a_film(episode: Path, tmp_path: P
     assert "has no pictures" in refused(capsys, "replay", "export", str(episode), str(tmp_path / "x.mp4"))
 
 
-def test_spaces_that_are_none_of_an_agents_are_not_recorded_wrongly() -> None:
-    """Actions are kept in the space's own dtype and shape."""
-    from neurocoder.agents.player import Decision, Step
-
+def test_numbers_that_the_environment_tells_are_kept() -> None:
     step = Step(
         np.zeros((1, 2)),
         Decision(torch.tensor([[2.0, -3.0]])),
+        np.array([[1.0, -1.0]]),
         np.array([1.5]),
         np.array([False]),
         np.array([False]),
         np.array([False]),
-        {"_episode": np.array([False]), "target": np.array([[1, 0]]), "text": np.array(["x"])},
+        {"_episode": np.array([False]), "target": np.array([[1, 0]]), "mask": np.array(["x"])},
     )
-    rows = recorder.rows_of(step, gym.spaces.Box(-1, 1, (2,), np.float64))
+    rows = recorder.rows_of(step)
     assert rows["action"].dtype == np.float64 and rows["action"].tolist() == [[1.0, -1.0]]
-    assert rows["info/target"].tolist() == [[1, 0]] and "info/text" not in rows
+    assert rows["info/target"].tolist() == [[1, 0]] and "info/mask" not in rows
+
+
+# --------------------------------------------------------------------------------- while a run trains
+
+
+def test_an_evaluation_keeps_its_best_median_and_worst_game(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "ALE/Breakout-v5", **{"evaluation.episodes": 5, "evaluation.stuck_after": 60})
+    config = Run.open(str(run), tmp_path).config()
+    checkpoint = run / "checkpoints" / "100"
+    seeds = game_seeds(3, 5)
+    with EvaluationRecorder(agents.agent_of(run, checkpoint, config), seeds) as watch:
+        score = score_checkpoint(
+            checkpoint,
+            config,
+            config.evaluation,
+            environment_factory(config),
+            seed=3,
+            source="test",
+            watch=watch,
+        )
+        kept = watch.keep()
+    returns = score["returns"]
+    found = {read_info(folder).picked: read_info(folder) for folder in kept}
+    expected = {"best": max(returns), "median": sorted(returns)[2], "worst": min(returns)}
+    assert {pick: info.raw_return for pick, info in found.items()} == {p: expected[p] for p in found}
+    assert {"best", "worst"} <= set(found) and len({info.seed for info in found.values()}) == len(found)
+    for folder in kept:
+        info = read_info(folder)
+        game = seeds.index(info.seed)
+        assert (info.length, info.raw_return) == (score["lengths"][game], returns[game])
+        assert verify(RecordedEpisode.open(folder)).startswith("exact")
+    assert sorted(path.name for path in (run / "episodes").iterdir()) == sorted(f.name for f in kept)
+
+
+def test_a_training_records_its_evaluations(tmp_path: Path, capsys: Capture) -> None:
+    logs = tmp_path / "logs"
+    flags = ["--steps", "192", "--workers", "1", "--envs-per-worker", "2", "--logs", str(logs)]
+    small = {
+        "a3c.n_steps": 16,
+        "checkpoint_every": 64,
+        "policy.head_config.slots": 8,
+        "evaluation.every": 64,
+        "evaluation.episodes": 3,
+    }
+    for name, value in small.items():
+        flags += ["--set", f"{name}={value}"]
+    assert main(["train", "CartPole-v1", "--record-every", "64", *flags]) == 0
+    episodes = list(find_episodes(logs))
+    assert {read_info(folder).picked for folder in episodes} <= {"best", "median", "worst"}
+    assert len({read_info(folder).source.checkpoint for folder in episodes}) >= 1
+    assert main(["replay", "verify", str(logs)]) == 0
+
+
+def test_a_full_disk_costs_the_recording_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, "CartPole-v1", **{"evaluation.episodes": 2})
+    config = Run.open(str(run), tmp_path).config()
+    checkpoint = run / "checkpoints" / "100"
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TraceSpool, "add", full)
+    with EvaluationRecorder(agents.agent_of(run, checkpoint, config), game_seeds(3, 2)) as watch:
+        score_checkpoint(
+            checkpoint,
+            config,
+            config.evaluation,
+            environment_factory(config),
+            seed=3,
+            source="test",
+            watch=watch,
+        )
+        with pytest.raises(OSError, match="No space"):
+            watch.keep()
+    assert not list((run / "episodes").iterdir())

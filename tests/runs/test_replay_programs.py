@@ -143,9 +143,9 @@ def test_a_slot_that_is_never_read_stays_so() -> None:
     np.testing.assert_allclose(restored[:, 1], attention[:, 1], atol=0.0016)  # half a percent of the mean
 
 
-def test_the_main_map_is_the_actors_first_memory() -> None:
+def test_the_actors_first_memory_comes_first() -> None:
     names = ["reward", "attention/critic/U", "attention/actor/S", "attention/actor/U", "attention/actor/V"]
-    assert programs.main_map(names) == "attention/actor/U"
-    assert programs.main_map(["attention/q/V", "attention/q/U"]) == "attention/q/U"
-    assert programs.main_map(["attention/actor/P"]) == "attention/actor/P"
-    assert programs.main_map(["reward"]) is None
+    expected = ["actor/U", "actor/V", "actor/S", "critic/U"]
+    assert programs.maps(names) == [f"attention/{name}" for name in expected]
+    assert programs.maps(["attention/q/V", "attention/q/U"])[0] == "attention/q/U"
+    assert programs.maps(["reward"]) == []
