@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from neurocoder.agents.player import GamePlayer, Player
 from neurocoder.envs import ENGINES, AtariCamera, AtariProtocol, WatchedGame, make_watched
@@ -13,6 +14,11 @@ from neurocoder.runs.config import EvaluationConfig, TrainConfig
 from neurocoder.runs.replay.episode import EpisodeInfo, Source
 from neurocoder.runs.replay.recorder import file_sha256, now, versions
 from neurocoder.runs.run import Run
+
+if TYPE_CHECKING:  # importing it takes a second, and most runs are ours
+    from stable_baselines3.common.policies import BasePolicy
+
+    from neurocoder.agents.sb3_player import SB3Player
 
 HEADS = ("actor", "critic")
 
@@ -145,26 +151,29 @@ def open_zip(
     ConfigError, EnvError
         See ``open_sb3_model``.
     """
-    from neurocoder.agents.sb3_player import SB3Player
     from neurocoder.runs.sb3_model import open_sb3_model
 
     model = open_sb3_model(path, env, preset, trust=trust, device=device)
-    greedy = SB3Player(model.policy, deterministic=deterministic).deterministic
     return Agent(
         env=model.env,
         protocol=model.protocol,
         source=Source(path.stem, None, file_sha256(path)),
         episodes=logs / model.env.replace("/", "-").replace(":", "-") / path.stem / "episodes",
-        make_player=lambda seed: SB3Player(
-            model.policy, deterministic=deterministic, seed=seed, explain=True
-        ),
+        make_player=lambda seed: player_of_policy(model.policy, seed, deterministic),
         check=model.check,
-        deterministic=greedy,
+        deterministic=player_of_policy(model.policy, 0, deterministic).deterministic,
         stuck_after=EvaluationConfig().stuck_after,
         discount=None,
         masked=[],
         trust=trust,
     )
+
+
+def player_of_policy(policy: "BasePolicy", seed: int, deterministic: bool) -> "SB3Player":
+    """Return a player of an SB3 policy that says what it thinks."""
+    from neurocoder.agents.sb3_player import SB3Player
+
+    return SB3Player(policy, deterministic=deterministic, seed=seed, explain=True)
 
 
 def mask(policy: Policy, slot: str) -> str:
