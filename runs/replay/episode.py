@@ -8,7 +8,7 @@
         frames/        000.webp …: pictures, lossless, stacked in strips of `per_strip`; a cache
 
 Everything is data: JSON against a typed schema, arrays without pickles, pictures whose size is checked before they are
-decoded. Nothing is allocated because a file says so: every size must agree with ``length``.
+decoded. Every size must agree with ``length``, and none may be unreasonable, before anything is allocated.
 """
 
 import json
@@ -30,8 +30,8 @@ from neurocoder.runs.replay.programs import Quantized
 SCHEMA = 1
 MAX_JSON = 16 << 20
 MAX_STEPS = 1_000_000
-MAX_ROW = 1 << 20
-"""Bytes of one array for one step: what a file may ask for is at most this times the length."""
+MAX_ARRAY = 1 << 29
+"""Bytes of one array, unpacked: half a gibibyte is more than the fullest trace of the longest game."""
 BLOCK = 64
 """Steps between two checksums; a strip has at most as many pictures."""
 MAX_PICTURE = 4096
@@ -242,8 +242,8 @@ class Trace:
                 if dtype.kind not in "biuf" or dtype.itemsize > 8 or fortran:
                     raise self._damaged(name, f"dtype {dtype}")
                 size = int(np.prod(shape, dtype=np.float64)) * dtype.itemsize
-                if not shape or shape[0] != rows or size > rows * MAX_ROW:
-                    raise self._damaged(name, f"shape {list(shape)}, expected {rows} rows")
+                if not shape or shape[0] != rows or size > MAX_ARRAY:
+                    raise self._damaged(name, f"{dtype} {list(shape)}, expected {rows} rows")
                 data = stream.read(size + 1)
         except ReplayError:
             raise

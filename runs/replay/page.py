@@ -177,6 +177,13 @@ class _Arrays:
 # ------------------------------------------------------------------------------------------- pictures
 
 
+def middle_strip(episode: RecordedEpisode) -> int:
+    """Return the number of the strip that :func:`thumbnail` is cut from, or raise a ReplayError if there is none."""
+    if episode.info.frame_shape is None:
+        raise ReplayError(f"{episode.folder}: has no pictures")
+    return episode.info.length // 2 // episode.info.per_strip
+
+
 def thumbnail(episode: RecordedEpisode, width: int = 80) -> bytes:
     """Return a small WebP of the middle of an episode.
 
@@ -185,10 +192,8 @@ def thumbnail(episode: RecordedEpisode, width: int = 80) -> bytes:
     ReplayError
         There are no pictures, or that one is damaged.
     """
-    info = episode.info
-    if info.frame_shape is None:
-        raise ReplayError(f"{episode.folder}: has no pictures")
-    number, row = divmod(info.length // 2, info.per_strip)
+    info, number = episode.info, middle_strip(episode)
+    row = info.length // 2 % info.per_strip
     image = Image.fromarray(read_strip(episode.folder, info, number)[row])
     image.thumbnail((width, 4 * width))
     stream = io.BytesIO()

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from neurocoder.errors import NeurocoderError
 from neurocoder.runs.replay.frames import strip_bytes, strip_name
-from neurocoder.runs.replay.page import payload, thumbnail
+from neurocoder.runs.replay.page import middle_strip, payload, thumbnail
 from neurocoder.runs.viewer.index import EpisodeIndex, listing
 
 HOSTS = ["127.0.0.1", "localhost"]
@@ -63,7 +63,7 @@ def create_app(root: Path) -> Starlette:
 
     def small(request: Request) -> Response:
         found = index.open(request.path_params["key"])
-        index.require_inside(found.folder / "frames")
+        index.require_inside(found.folder / "frames" / strip_name(middle_strip(found)))
         return Response(thumbnail(found), media_type="image/webp")
 
     def strip(request: Request) -> Response:

@@ -1,31 +1,31 @@
 // Where two episodes part.
 
-const sameAction = (a, b, t) => {
-  const [x, y] = [a.arrays.action, b.arrays.action];
-  const size = x.shape[1] ?? 1;
-  if (size !== (y.shape[1] ?? 1)) return false;
-  for (let part = 0; part < size; part += 1) if (x[t * size + part] !== y[t * size + part]) return false;
-  return true;
-};
+import { number } from "./dom.js";
+import { row } from "./data.js";
 
-// The first step after `t` at which the actions differ, or null.
-export function nextDifference(a, b, t) {
+const same = (a, b) => a.length === b.length && a.every((value, index) => Object.is(value, b[index]));
+
+// All steps, in order, at which the actions differ; the first that only one episode has is one of them.
+export function differences(a, b) {
   const shorter = Math.min(a.length, b.length);
-  for (let step = t + 1; step < shorter; step += 1) if (!sameAction(a, b, step)) return step;
-  return t < shorter && a.length !== b.length ? shorter : null;
+  const steps = [];
+  for (let t = 0; t < shorter; t += 1) if (!same(row(a.arrays.action, t), row(b.arrays.action, t))) steps.push(t);
+  if (a.length !== b.length) steps.push(shorter);
+  return steps;
 }
 
-export function describe(a, b) {
-  const step = nextDifference(a, b, -1);
-  const name = (episode, t) => {
-    if (t >= episode.length) return "the end";
-    const size = episode.arrays.action.shape[1] ?? 1;
-    const action = [...episode.arrays.action.subarray(t * size, (t + 1) * size)];
-    return (size === 1 && episode.action_names?.[action[0]]) || action.join(", ");
-  };
-  if (step !== null) return `first difference at step ${step}: ${name(a, step)} / ${name(b, step)}`;
-  for (let t = 0; t < a.length; t += 1) {
-    if (a.arrays.reward[t] !== b.arrays.reward[t]) return `same actions; rewards first differ at step ${t}`;
+export function describe(a, b, steps) {
+  if (steps.length) {
+    const [t] = steps;
+    const many = steps.length > 1 ? `; ${number(steps.length)} steps differ` : "";
+    return `first difference at step ${t}: ${action(a, t)} / ${action(b, t)}${many}`;
   }
-  return "same actions, same rewards";
+  const t = a.arrays.reward.findIndex((reward, step) => reward !== b.arrays.reward[step]);
+  return t < 0 ? "identical: the same actions and rewards" : `same actions; rewards first differ at step ${t}`;
+}
+
+function action(episode, t) {
+  if (t >= episode.length) return "the end";
+  const values = row(episode.arrays.action, t);
+  return (values.length === 1 && episode.action_names?.[values[0]]) || values.map((value) => number(value)).join(", ");
 }

@@ -1,4 +1,4 @@
-// Elements made of names, attributes and children; texts never become markup.
+// Elements made of names, attributes and children; numbers as text. What comes from data is text and never markup.
 
 export function el(name, attributes = {}, ...children) {
   const element = document.createElement(name);
@@ -9,10 +9,22 @@ export function el(name, attributes = {}, ...children) {
     else if (key in element && typeof value === "boolean") element[key] = value;
     else element.setAttribute(key, value);
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined));
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
+// Set text only where it changed: most of a page stays as it is from one step to the next.
+export function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+// A number with a true minus; integers with thousands apart, others with `digits` decimals.
 export function number(value, digits = 2) {
-  return Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(digits);
+  if (typeof value !== "number") return String(value ?? "");
+  const text = Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(digits);
+  return text.replace(/^-/, "−");
+}
+
+export function signed(value, digits = 2) {
+  return (value > 0 ? "+" : "") + number(value, digits);
 }

@@ -1,375 +1,352 @@
-// One episode, or two on one clock. One integer step t is all that moves; every panel is drawn from it.
+// One episode, or two on one clock. Every panel is drawn from the data, the step and the chosen program, and nothing else.
 
+import { ActionsPanel } from "./actions.js";
+import { ChaptersPanel } from "./chapters.js";
+import { Clock } from "./clock.js";
 import { colour } from "./colours.js";
-import { describe, nextDifference } from "./compare.js";
-import { el, number } from "./dom.js";
-import { Frames } from "./frames.js";
-import { attentionOf, drawMap, liftOf, rangeOf } from "./map.js";
-import { drawCurves, Plot } from "./plots.js";
+import { describe, differences } from "./compare.js";
+import { row } from "./data.js";
+import { el, number, say, signed } from "./dom.js";
+import { Screens, Strips } from "./frames.js";
+import { MapPanel } from "./map.js";
+import { chapterAt, rangeOf } from "./programs.js";
 import * as state from "./state.js";
+import { ValuePanel } from "./value.js";
+import { WeightsPanel } from "./weights.js";
 
-const REAL_TIME = 15; // steps a second: four frames each, of sixty
-
-function summary({ return: sum, length, ended, masked }) {
-  const without = masked ? `, without slot ${masked.join(", ")}` : "";
-  return `return ${number(sum)}, ${number(length)} steps, ${ended}${without}`;
-}
+const NAMES = ["A", "B"];
+const MOST = 16; // numbers of a label that are printed
+const DAMAGE = "This picture is missing or damaged: neurocoder replay render makes it anew.";
 
 export class EpisodeView {
-  constructor(main, episodes, where, keys) {
-    this.main = main;
+  // `episodes` are one or two; `where` is a place as `state.read` gives it; `actions` are { help, browse }.
+  constructor(main, episodes, where, actions) {
     this.episodes = episodes;
     this.first = episodes[0];
-    this.keys = keys;
-    this.length = Math.max(...episodes.map((episode) => episode.length));
-    this.frames = episodes.map((episode) => episode.frames && new Frames(episode.frames));
-    this.speed = 1;
-    this.playing = false;
-    this.drawn = Promise.resolve();
-    const programs = this.first.programs;
-    this.program =
-      programs.find((program) => program.head === where.head && program.memory === where.memory) ??
-      programs.find((program) => program.head === "actor") ??
-      programs[0] ??
-      null;
-    this.build();
-    this.chooseProgram(this.program);
-    this.redraw();
-    this.seek(where.t);
-    this.onResize = () => this.redraw();
-    addEventListener("resize", this.onResize);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", this.onResize);
+    this.two = episodes.length > 1;
+    this.where = { ep: where.ep, with: where.with };
+    this.steps = this.two ? differences(...episodes) : [];
+    this.clock = new Clock(Math.max(...episodes.map(({ length }) => length)), (t) => this.show(t), () => this.showClock());
+    this.ending = new AbortController();
+    this.strips = episodes.map(({ frames }) => frames && new Strips(frames));
+    this.build(main, actions);
+    this.choose(this.find(where.head, where.memory));
+    this.clock.seek(where.t);
+    this.fit();
+    this.listen();
   }
 
   // ------------------------------------------------------------------------------------ what stands where
 
-  build() {
-    const { first } = this;
-    const second = this.episodes[1];
-    this.canvases = this.episodes.map((episode, index) => {
-      const canvas = el("canvas", { id: index ? "game-2" : "game", role: "img", "aria-label": `Picture of ${episode.env}` });
+  build(main, actions) {
+    const { episodes, first, two, clock, steps } = this;
+    const seek = (t) => this.clock.seek(t);
+    this.canvases = episodes.map((episode, index) => {
+      const label = `Picture of ${episode.env}${two ? `, ${NAMES[index]}` : ""}`;
+      const canvas = el("canvas", { id: index ? "game-2" : "game", role: "img", "aria-label": label });
       canvas.width = episode.frames?.width ?? 1;
       canvas.height = episode.frames?.height ?? 1;
       return canvas;
     });
-    this.damage = el("p", { class: "note", hidden: true });
-    this.scrub = el("input", {
-      id: "scrub", type: "range", min: 0, max: this.length, value: 0, "aria-label": "Step",
-      oninput: (event) => this.seek(Number(event.target.value)),
-    });
-    this.playButton = el("button", { id: "play", onclick: () => this.toggle() }, "Play");
-    this.clock = el("span", { id: "clock" });
-    this.speedLabel = el("button", { "aria-label": "Speed", onclick: () => this.setSpeed((this.speed % 9) + 1) }, "1×");
-    this.numbers = el("div", { class: "numbers", id: "numbers" });
-    this.probabilities = el("div", { class: "probabilities", id: "probabilities" });
-    this.value = new Plot("Value over time", (t) => this.seek(t), this.length);
-    this.valueLegend = el("div", { class: "legend" });
-    this.sigma = new Plot("Singular values and residual gate over time", (t) => this.seek(t), this.length);
-    this.sigma.box.classList.add("low");
-    this.sigmaLegend = el("div", { class: "legend" });
-    this.sigmaPanel = el("section", { class: "panel" }, el("h2", {}, "Singular values, residual gate"), this.sigma.box, this.sigmaLegend);
-    this.map = new Plot("Program map: slots over time", (t) => this.seek(t), first.length);
-    this.map.canvas.id = "map";
-    this.map.box.addEventListener("pointermove", (event) => this.hover(event));
-    this.map.box.addEventListener("pointerleave", () => (this.mapHover.textContent = ""));
-    this.mapLegend = el("span");
-    this.mapHover = el("span", { id: "hover" });
-    this.programSelect = el(
-      "select",
-      { id: "program", "aria-label": "Head and memory", onchange: (event) => this.chooseProgram(first.programs[event.target.value]) },
-      ...first.programs.map((program, index) => el("option", { value: index }, `${program.head} ${program.memory}`)),
-    );
-    this.chapters = el("div", { id: "chapters", role: "group", "aria-label": "Chapters" });
-    this.warnings = el("div", { id: "warnings" });
-    const step = (n) => () => this.seek(this.t + n);
-    const hasPrograms = first.programs.length > 0;
-    this.main.replaceChildren(
-      el(
-        "div",
-        { class: "bar" },
-        el("h1", {}, first.env),
-        el("span", { class: "faint" }, this.episodes.map(summary).join("  |  ")),
-        this.keys.browse && el("button", { onclick: this.keys.browse }, "All episodes"),
-        el("button", { onclick: this.keys.help }, "Keys"),
+    this.captions = episodes.map(() => el("figcaption"));
+    this.screens = new Screens(
+      episodes.flatMap(({ length, frames }, index) =>
+        frames ? [{ index, canvas: this.canvases[index], strips: this.strips[index], last: Math.min(length, frames.count - 1) }] : [],
       ),
-      ...this.episodes.flatMap((episode) => episode.problems.map((text) => el("p", { class: "note" }, text))),
+      (t, whole) => this.showPictures(t, whole),
+    );
+    this.games = el(
+      "div",
+      { class: "games" },
+      ...episodes.map(({ frames }, index) =>
+        el("figure", {}, frames ? this.canvases[index] : el("p", { class: "faint" }, "No pictures were recorded."), this.captions[index]),
+      ),
+    );
+    this.numbers = el("div", { id: "numbers" });
+    this.cells = new Map();
+    this.actions = episodes.map((episode, index) => new ActionsPanel(episode, index ? "2" : ""));
+    this.value = new ValuePanel(episodes, steps[0], clock.length, seek);
+    this.panels = [this.value];
+    if (first.programs.length) {
+      this.map = new MapPanel(first, clock.length, seek, (program) => this.choose(program));
+      this.chapters = new ChaptersPanel(first, this.strips[0], clock.length, seek);
+      this.panels.push(this.map, this.chapters);
+    }
+    this.weights = new WeightsPanel(first, clock.length, seek);
+    this.panels.push(this.weights);
+    this.left = el(
+      "div",
+      { class: "left" },
+      this.games,
+      this.numbers,
+      two && this.difference(),
+      el(
+        "section",
+        { class: "panel" },
+        el("h2", {}, "Actions"),
+        el("div", { class: "agents" }, ...this.actions.map(({ element }) => element)),
+      ),
+    );
+    this.root = el(
+      "div",
+      { class: `episode${two ? " two" : ""}` },
+      this.header(actions),
+      ...episodes.flatMap(({ problems }, index) =>
+        problems.map((text) => el("p", { class: "note" }, (two ? `${NAMES[index]}: ` : "") + text)),
+      ),
       el(
         "div",
-        { class: `episode${second ? " two" : ""}` },
-        el(
-          "div",
-          { class: "left" },
-          el(
-            "section",
-            { class: "panel" },
-            el("div", { class: "games" }, ...this.canvases.map((canvas, index) => el("div", { class: "game", hidden: !this.frames[index] }, canvas))),
-            this.damage,
-            el(
-              "div",
-              { class: "bar" },
-              this.playButton,
-              el("button", { "aria-label": "Step back", onclick: step(-1) }, "‹"),
-              el("button", { "aria-label": "Step forward", onclick: step(1) }, "›"),
-              this.speedLabel,
-              this.scrub,
-              this.clock,
-            ),
-            this.numbers,
-            second &&
-              el(
-                "div",
-                { class: "bar" },
-                el("span", { id: "difference" }, describe(first, second)),
-                el("button", { onclick: () => this.difference() }, "Next difference"),
-              ),
-          ),
-          el("section", { class: "panel" }, el("h2", {}, "Actions"), this.probabilities),
-          el(
-            "details",
-            { class: "panel" },
-            el("summary", {}, "About this episode"),
-            el("dl", {}, ...[["seed", String(first.seed)], ...first.facts].flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)])),
-          ),
-        ),
+        { class: "columns" },
+        this.left,
         el(
           "div",
           { class: "right" },
-          el("section", { class: "panel", hidden: !first.arrays.value }, el("h2", {}, "Value"), this.value.box, this.valueLegend),
-          hasPrograms
-            ? el(
-                "section",
-                { class: "panel" },
-                el("div", { class: "bar" }, el("h2", {}, "Programs"), this.programSelect),
-                this.warnings,
-                this.map.box,
-                el("div", { class: "legend" }, this.mapLegend, this.mapHover),
-              )
-            : el("section", { class: "panel" }, el("p", {}, "This agent has no program memory: there is no map of programs.")),
-          hasPrograms && el("section", { class: "panel" }, el("h2", {}, "Chapters by leading program"), this.chapters),
-          hasPrograms && this.sigmaPanel,
+          this.value.element,
+          this.map?.element ?? el("p", { class: "faint" }, "This agent has no program memory: there are no slots to map, and no chapters."),
+          this.chapters?.element,
+          this.weights.element,
+          ...episodes.map((episode, index) => this.details(episode, index)),
         ),
       ),
+      this.transport(),
+    );
+    main.replaceChildren(this.root);
+  }
+
+  header(actions) {
+    const { episodes, two } = this;
+    const envs = [...new Set(episodes.map(({ env }) => env))];
+    return el(
+      "header",
+      { class: "top" },
+      actions.browse && el("button", { type: "button", class: "quiet", onclick: actions.browse }, "← Episodes"),
+      el("h1", {}, envs.join(" / ")),
+      el("div", { class: "summaries" }, ...episodes.map((episode, index) => el("p", {}, two && letter(index), ...summary(episode)))),
+      el("button", { type: "button", class: "quiet", onclick: actions.help }, "Keys"),
     );
   }
 
-  chooseProgram(program) {
-    if (!program) return;
+  difference() {
+    const next = el("button", { type: "button", onclick: () => this.nextDifference() }, "Next difference");
+    return el(
+      "div",
+      { class: "difference" },
+      el("p", { id: "difference" }, describe(...this.episodes, this.steps)),
+      this.steps.length > 0 && next,
+    );
+  }
+
+  details(episode, index) {
+    const facts = [["seed", String(episode.seed)], ...episode.facts];
+    return el(
+      "details",
+      { class: "panel" },
+      el("summary", {}, this.two ? `About episode ${NAMES[index]}` : "About this episode"),
+      el("dl", {}, ...facts.flatMap(([name, text]) => [el("dt", {}, String(name)), el("dd", {}, String(text))])),
+    );
+  }
+
+  transport() {
+    const { clock } = this;
+    const button = (label, text, does) => el("button", { type: "button", "aria-label": label, title: label, onclick: does }, text);
+    this.play = el("button", { id: "play", type: "button", class: "main", onclick: () => clock.toggle() }, "Play");
+    this.speed = el("span", { role: "status", "aria-live": "off", "aria-label": "Speed" }, "1×");
+    this.scrub = el("input", {
+      id: "scrub", type: "range", min: 0, max: clock.length, step: 1, value: 0, "aria-label": "Step",
+      oninput: (event) => clock.seek(Number(event.target.value)),
+    });
+    this.time = el("span", { id: "clock" });
+    return el(
+      "div",
+      { class: "transport", role: "group", "aria-label": "Playback" },
+      this.scrub,
+      el(
+        "div",
+        { class: "group" },
+        button("Step back", "‹", () => clock.seek(clock.t - 1)),
+        this.play,
+        button("Step forward", "›", () => clock.seek(clock.t + 1)),
+      ),
+      el(
+        "div",
+        { class: "group speed" },
+        button("Slower", "−", () => clock.setSpeed(clock.speed - 1)),
+        this.speed,
+        button("Faster", "+", () => clock.setSpeed(clock.speed + 1)),
+      ),
+      this.time,
+    );
+  }
+
+  // ----------------------------------------------------------------------------------- what fits the window
+
+  listen() {
+    const { signal } = this.ending;
+    const redraw = () => this.panels.forEach((panel) => panel.redraw());
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw, { signal });
+    addEventListener("resize", () => this.fit(), { signal });
+    this.sizes = new ResizeObserver(redraw);
+    this.sizes.observe(this.value.element);
+  }
+
+  // Pictures in whole device pixels for each of theirs, as large as leaves room for the rest of the column.
+  fit() {
+    const column = innerWidth >= 1000;
+    const ratio = window.devicePixelRatio || 1;
+    const gap = this.two ? 16 : 0;
+    let across = (this.root.clientWidth - gap) / this.episodes.length;
+    if (column) across = this.two ? Math.min(320, innerWidth * 0.24) : Math.min(480, innerWidth * 0.36);
+    const rest = 210 + 21 * Math.min(this.actions[0].size, 9);
+    const high = Math.max(column ? innerHeight * 0.48 : innerHeight * 0.56, innerHeight - rest);
+    let widest = 0;
+    this.episodes.forEach(({ frames }, index) => {
+      if (!frames) return;
+      const whole = Math.min(across / frames.width, high / frames.height);
+      const scale = whole * ratio >= 2 ? Math.floor(whole * ratio) / ratio : whole;
+      this.canvases[index].style.width = `${frames.width * scale}px`;
+      this.canvases[index].style.height = `${frames.height * scale}px`;
+      widest = Math.max(widest, frames.width * scale);
+    });
+    this.root.style.setProperty("--left", `${Math.max(this.two ? 420 : 320, widest * this.episodes.length + gap)}px`);
+    this.left.classList.toggle("stays", column && this.left.offsetHeight < innerHeight - 90);
+  }
+
+  // -------------------------------------------------------------------------------------- what is chosen
+
+  find(head, memory) {
+    const { programs } = this.first;
+    return (
+      programs.find((program) => program.head === head && program.memory === memory) ??
+      programs.find((program) => program.head === head) ??
+      programs.find((program) => !head && program.memory === memory) ??
+      programs.find((program) => program.head === "actor") ??
+      programs[0] ??
+      null
+    );
+  }
+
+  choose(program) {
     this.program = program;
-    this.programSelect.value = String(this.first.programs.indexOf(program));
-    this.range = drawMap(this.map.canvas, this.first, program);
-    const percent = (x) => `${x >= 1 ? "+" : "−"}${number(Math.abs(x - 1) * 100, 0)} %`;
-    this.mapLegend.textContent =
-      `${program.slots} slots, most used on top; dark ${percent(1 / this.range)} to light ${percent(this.range)} of a slot's own mean`;
-    this.warnings.replaceChildren(...program.warnings.map((text) => el("p", { class: "note" }, text)));
-    this.buildChapters();
-    this.drawSigma();
-    if (this.t !== undefined) this.seek(this.t);
-  }
-
-  buildChapters() {
-    const { first, program } = this;
-    this.cards = program.chapters.map((chapter) => {
-      const canvas = el("canvas", { "aria-hidden": "true" });
-      canvas.width = Math.min(160, first.frames?.width ?? 1);
-      canvas.height = first.frames ? Math.round((canvas.width * first.frames.height) / first.frames.width) : 1;
-      const earned = chapter.reward ? `, ${chapter.reward > 0 ? "+" : "−"}${number(Math.abs(chapter.reward))}` : "";
-      return el(
-        "button",
-        { dataset: { start: chapter.start, slot: chapter.slot }, onclick: () => this.seek(chapter.start) },
-        this.frames[0] ? canvas : null,
-        el("b", {}, `program ${chapter.slot}`),
-        el("br"),
-        `${number(chapter.stop - chapter.start)} steps${earned}`,
-      );
-    });
-    this.chapters.replaceChildren(...this.cards);
-    if (!this.frames[0]) return;
-    const thumbnails = new Frames(first.frames); // a store of its own: scrolling chapters must not slow the game
-    const seen = new IntersectionObserver((entries) => {
-      for (const entry of entries) {
-        if (!entry.isIntersecting) continue;
-        seen.unobserve(entry.target);
-        thumbnails.draw(entry.target.querySelector("canvas"), Number(entry.target.dataset.start));
-      }
-    });
-    this.cards.forEach((card) => seen.observe(card));
-  }
-
-  // ------------------------------------------------------------------------------------------- curves
-
-  redraw() {
-    const { first } = this;
-    const lines = [];
-    const colours = ["--accent", "--bad"];
-    this.episodes.forEach((episode, index) => {
-      const { value, return_to_go: target } = episode.arrays;
-      if (value) lines.push({ values: value, colour: colours[index], name: this.episodes[1] ? `value ${index + 1}` : "value" });
-      if (target && !this.episodes[1]) lines.push({ values: target, colour: "--faint", dashed: true, name: "what came (clipped rewards, discounted)" });
-    });
-    const ticks = [];
-    first.arrays.reward.forEach((value, t) => value && ticks.push({ t, value }));
-    const marks = [{ t: first.length, name: "end" }];
-    first.arrays.boundary?.forEach((lost, t) => lost && marks.push({ t, name: "life" }));
-    if (lines.length) {
-      const { low, high } = drawCurves(this.value, { lines, ticks: ticks.slice(0, 5000), marks });
-      this.valueLegend.textContent =
-        `${lines.map((line) => line.name + (line.dashed ? " (dashed)" : "")).join(", ")}; ${number(low)} to ${number(high)}; ` +
-        "▲ reward, ▼ punishment" + (marks.length > 1 ? ", dotted: a life lost" : "");
+    if (program) {
+      this.map.choose(program);
+      this.chapters.choose(program);
     }
-    this.drawSigma();
+    this.weights.choose(program ?? { head: Object.keys({ ...this.first.sigma, ...this.first.gate })[0] });
+    for (const panel of this.panels) panel.show(this.t);
+    this.remember();
   }
 
-  drawSigma() {
-    const { first, program } = this;
-    const name = program && first.sigma[program.head];
-    this.sigmaPanel.hidden = !name;
-    if (!name) return;
-    const sigma = first.arrays[name];
-    const components = sigma.shape[1];
-    const lines = [];
-    for (let r = 0; r < components; r += 1) {
-      lines.push({ values: Float32Array.from({ length: first.length }, (_, t) => sigma[t * components + r]), colour: r ? "--faint" : "--accent" });
-    }
-    const gate = first.arrays[first.gate[program.head]];
-    if (gate) lines.push({ values: gate, colour: "--bad", dashed: true });
-    const { low, high } = drawCurves(this.sigma, { lines, zero: true });
-    this.sigmaLegend.textContent = `${components} singular values of the ${program.head}, the largest in blue; dashed: share of the residual program; ${number(low)} to ${number(high)}`;
-  }
-
-  hover(event) {
-    const { first, program } = this;
-    const box = this.map.box.getBoundingClientRect();
-    const t = Math.min(first.length - 1, Math.floor(((event.clientX - box.left) / box.width) * first.length));
-    const row = Math.min(program.slots - 1, Math.floor(((event.clientY - box.top) / box.height) * program.slots));
-    if (t < 0 || row < 0) return;
-    const slot = first.arrays[program.order][row];
-    this.mapHover.textContent =
-      `slot ${slot}, step ${t}: attention ${attentionOf(first, program, slot, t).toPrecision(3)}, lift ${liftOf(first, program, slot, t).toFixed(3)}`;
+  remember() {
+    state.write({ ep: this.where.ep, t: this.t, head: this.program?.head, memory: this.program?.memory, with: this.where.with });
   }
 
   // --------------------------------------------------------------------------------------------- time
 
-  // Show step t; resolves when its pictures are drawn.
+  get t() {
+    return this.clock.t;
+  }
+
+  get length() {
+    return this.clock.length;
+  }
+
+  get playing() {
+    return this.clock.playing;
+  }
+
+  get drawn() {
+    return this.clock.drawn;
+  }
+
   seek(t) {
-    t = Math.max(0, Math.min(this.length, Math.round(t)));
-    this.t = t;
+    return this.clock.seek(t);
+  }
+
+  // Go to a place in these episodes.
+  restore({ t, head, memory }) {
+    const program = this.find(head, memory);
+    if (program !== this.program) this.choose(program);
+    return this.seek(t);
+  }
+
+  show(t) {
+    if (this.ending.signal.aborted) return Promise.resolve();
     this.scrub.value = t;
-    this.clock.textContent = `${number(t)} / ${number(this.length)}`;
-    for (const plot of [this.value, this.sigma, this.map]) plot.show(Math.min(t, plot.length));
+    this.scrub.style.setProperty("--done", `${(100 * t) / Math.max(1, this.length)}%`);
+    say(this.time, `${number(t)} / ${number(this.length)}`);
+    for (const panel of [...this.panels, ...this.actions]) panel.show(t);
     this.showNumbers(t);
-    this.showChapter(t);
-    state.write({ ...this.keys.where, t, head: this.program?.head, memory: this.program?.memory });
-    const draws = this.frames.map((frames, index) =>
-      frames ? frames.draw(this.canvases[index], Math.min(t, this.episodes[index].length), () => this.t === t) : true,
-    );
-    this.drawn = Promise.all(draws).then((whole) => {
-      if (this.t !== t) return;
-      this.damage.hidden = whole.every(Boolean);
-      this.damage.textContent = "This picture is missing or damaged: neurocoder replay render makes it anew.";
-      document.documentElement.dataset.t = t;
+    this.remember();
+    if (this.screens.parts.length) return this.screens.show(t);
+    this.showPictures(t, []);
+    return Promise.resolve();
+  }
+
+  showPictures(t, whole) {
+    const damaged = new Set(this.screens.parts.filter((_, part) => !whole[part]).map(({ index }) => index));
+    this.episodes.forEach((episode, index) => {
+      const over = t > episode.length ? `, ended at ${number(episode.length)}` : "";
+      const caption = this.two ? `${NAMES[index]}${over}` : "";
+      say(this.captions[index], damaged.has(index) ? `${caption ? `${caption}. ` : ""}${DAMAGE}` : caption);
+      this.captions[index].classList.toggle("damage", damaged.has(index));
     });
-    return this.drawn;
+    document.documentElement.dataset.t = t;
   }
 
   showNumbers(t) {
-    const { first } = this;
-    const parts = [];
     this.episodes.forEach((episode, index) => {
-      const { reward, value, lives, action } = episode.arrays;
+      const { value, lives, reward } = episode.arrays;
       const at = Math.min(t, episode.length);
-      let sum = 0;
-      for (let step = 0; step < at; step += 1) sum += reward[step];
-      const which = this.episodes[1] ? ` ${index + 1}` : "";
-      parts.push([`return so far${which}`, number(sum)]);
-      if (value && at < episode.length) parts.push([`value${which}`, value[at].toFixed(3)]);
-      if (lives && !index) parts.push(["lives", String(lives[at])]);
-      if (at < episode.length && reward[at]) parts.push([`reward of this step${which}`, number(reward[at])]);
-      if (at < episode.length && !episode.action_names) {
-        const size = action.shape[1] ?? 1;
-        parts.push([`action${which}`, [...action.subarray(at * size, (at + 1) * size)].map((x) => number(x, 3)).join(", ")]);
+      const over = at >= episode.length;
+      const which = this.two ? ` ${NAMES[index]}` : "";
+      this.number(`return so far${which}`, number(episode.soFar[at]));
+      this.number(`${over ? "end" : "reward"}${which}`, over ? episode.ended : reward[at] ? signed(reward[at]) : "0", `reward${index}`);
+      if (value) this.number(`value${which}`, over ? "–" : number(value[at], 3));
+      if (lives) this.number(`lives${which}`, String(lives[at]));
+      for (const { name, array } of episode.labels) {
+        const values = over ? [] : row(episode.arrays[array], at);
+        const text = values.slice(0, MOST).map((part) => number(part, 3)).join(", ") + (values.length > MOST ? ", …" : "");
+        this.number(`${name}${which}`, over ? "–" : text, `label ${name} ${index}`, values.length > 2);
       }
-      if (at === episode.length) parts.push([`end${which}`, episode.ended]);
     });
-    for (const { name, array } of first.labels) {
-      const values = first.arrays[array];
-      const size = values.shape.slice(1).reduce((product, side) => product * side, 1);
-      if (t < first.length) parts.push([name, [...values.subarray(t * size, (t + 1) * size)].map((x) => number(x, 3)).join(", ")]);
-    }
-    this.numbers.replaceChildren(...parts.map(([name, text]) => el("span", {}, `${name} `, el("b", {}, text))));
-    this.showProbabilities(t);
   }
 
-  showProbabilities(t) {
-    const { action_names: names, arrays, length } = this.first;
-    const { probabilities, action } = arrays;
-    this.probabilities.parentElement.hidden = !probabilities && !names;
-    if (!names || t >= length) {
-      this.probabilities.replaceChildren(el("span", { class: "faint" }, t >= length ? "The episode is over." : ""));
-      return;
+  // One of the numbers below the picture: it keeps its place from step to step.
+  number(name, text, id = name, wide = false) {
+    let cell = this.cells.get(id);
+    if (!cell) {
+      cell = { name: el("span"), text: el("b") };
+      this.cells.set(id, cell);
+      this.numbers.append(el("p", { class: wide ? "wide" : null }, cell.name, " ", cell.text));
     }
-    let entropy = 0;
-    const rows = names.flatMap((name, index) => {
-      const p = probabilities ? probabilities[t * names.length + index] : Number(action[t] === index);
-      entropy -= p > 0 ? p * Math.log(p) : 0;
-      const taken = action[t] === index ? "taken" : "";
-      const fill = el("div", { class: `fill ${taken}` });
-      fill.style.width = `${100 * p}%`;
-      return [el("span", { class: taken }, (taken ? "▸ " : "") + name), el("div", { class: "track" }, fill), el("span", {}, p.toFixed(3))];
-    });
-    const uniform = Math.log(names.length);
-    const note = probabilities ? `entropy ${entropy.toFixed(3)} of ${uniform.toFixed(3)}` : "no probabilities were recorded";
-    this.probabilities.replaceChildren(...rows, el("span", { class: "faint" }, note));
+    say(cell.name, name);
+    say(cell.text, text);
   }
 
-  showChapter(t) {
-    if (!this.cards) return;
-    const chapters = this.program.chapters;
-    let current = chapters.findIndex((chapter) => t < chapter.stop);
-    if (current < 0) current = chapters.length - 1;
-    if (current === this.current && this.cards[current]?.getAttribute("aria-current")) return;
-    this.cards.forEach((card, index) => (index === current ? card.setAttribute("aria-current", "true") : card.removeAttribute("aria-current")));
-    this.current = current;
-    const card = this.cards[current];
-    if (card) this.chapters.scrollLeft = card.offsetLeft - this.chapters.offsetLeft - 60;
+  showClock() {
+    say(this.play, this.clock.playing ? "Pause" : "Play");
+    say(this.speed, `${this.clock.speed}×`);
   }
 
   chapter(direction) {
-    const starts = this.program ? this.program.chapters.map((chapter) => chapter.start) : [];
-    const found = direction > 0 ? starts.find((start) => start > this.t) : starts.filter((start) => start < this.t).pop();
-    if (found !== undefined) this.seek(found);
+    const chapters = this.program?.chapters ?? [];
+    if (!chapters.length) return;
+    const current = chapterAt(chapters, this.t);
+    const next = direction > 0 ? current + 1 : chapters[current].start < this.t ? current : current - 1;
+    if (chapters[next]) this.seek(chapters[next].start);
   }
 
-  difference() {
-    if (!this.episodes[1]) return;
-    const step = nextDifference(this.first, this.episodes[1], this.t);
-    if (step !== null) this.seek(step);
+  nextDifference() {
+    const next = this.steps.find((step) => step > this.t);
+    if (next !== undefined) this.seek(next);
   }
 
-  setSpeed(speed) {
-    this.speed = speed;
-    this.speedLabel.textContent = `${speed}×`;
-  }
-
-  toggle() {
-    this.playing = !this.playing;
-    this.playButton.textContent = this.playing ? "Pause" : "Play";
-    if (!this.playing) return;
-    if (this.t >= this.length) this.seek(0);
-    let last = performance.now();
-    let owed = 0;
-    const tick = async (now) => {
-      if (!this.playing) return;
-      owed = Math.min(owed + ((now - last) / 1000) * REAL_TIME * this.speed, REAL_TIME * this.speed);
-      last = now;
-      const steps = Math.floor(owed);
-      if (steps) {
-        owed -= steps;
-        await this.seek(this.t + steps);
-        if (this.t >= this.length) return this.toggle();
-      }
-      requestAnimationFrame(tick);
-    };
-    requestAnimationFrame(tick);
+  close() {
+    this.ending.abort();
+    this.clock.pause();
+    this.sizes.disconnect();
+    this.chapters?.close();
+    for (const strips of this.strips) strips?.close();
   }
 
   // What tests look at.
@@ -377,4 +354,18 @@ export class EpisodeView {
     const find = (head, memory) => this.first.programs.find((program) => program.head === head && program.memory === memory);
     return { colour, range: (head, memory) => rangeOf(this.first, find(head, memory)), seek: (t) => this.seek(t), view: this };
   }
+}
+
+const letter = (index) => el("b", { class: `letter ${index ? "second" : "first"}` }, NAMES[index]);
+
+function summary({ return: sum, length, ended, seed, checkpoint, masked }) {
+  const parts = [
+    ["return ", el("b", {}, number(sum))],
+    [`${number(length)} steps`],
+    [ended],
+    [`seed ${seed}`],
+    checkpoint !== null && checkpoint !== undefined && [`checkpoint ${number(checkpoint)}`],
+    masked && masked.length > 0 && [el("span", { class: "pill" }, `without slot${masked.length > 1 ? "s" : ""} ${masked.join(", ")}`)],
+  ];
+  return parts.filter(Boolean).map((texts) => el("span", {}, ...texts));
 }

@@ -1,90 +1,103 @@
-// Curves over the steps of an episode, drawn once; only a cursor moves with the step.
+// Strokes on a canvas over time: a scale for values, lines, marks, and a legend that names them.
 
-const RATIO = () => Math.min(2, window.devicePixelRatio || 1);
+import { el } from "./dom.js";
+import { place, ticks } from "./timeline.js";
 
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+export const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-// A canvas in a box with a cursor; dragging on it asks for steps.
-export class Plot {
-  constructor(label, seek, length) {
-    this.box = document.createElement("div");
-    this.box.className = "plot";
-    this.canvas = document.createElement("canvas");
-    this.canvas.setAttribute("role", "img");
-    this.canvas.setAttribute("aria-label", label);
-    this.cursor = document.createElement("div");
-    this.cursor.className = "cursor";
-    this.box.append(this.canvas, this.cursor);
-    this.length = length;
-    const move = (event) => {
-      const box = this.box.getBoundingClientRect();
-      seek(Math.round(Math.max(0, Math.min(1, (event.clientX - box.left) / box.width)) * length));
-    };
-    this.box.addEventListener("pointerdown", (event) => {
-      this.box.setPointerCapture(event.pointerId);
-      move(event);
-    });
-    this.box.addEventListener("pointermove", (event) => event.buttons && move(event));
-  }
-
-  show(t) {
-    this.cursor.style.left = `${(100 * t) / Math.max(1, this.length)}%`;
-  }
-}
-
-export function drawCurves(plot, { lines, ticks = [], marks = [], zero = false }) {
-  const { canvas, length } = plot;
-  const width = (canvas.width = Math.max(1, Math.round(canvas.clientWidth * RATIO())));
-  const height = (canvas.height = Math.max(1, Math.round(canvas.clientHeight * RATIO())));
-  const context = canvas.getContext("2d");
-  let low = zero ? 0 : Infinity;
-  let high = zero ? 0 : -Infinity;
-  for (const { values } of lines) {
+// Smallest and largest number of some arrays; a little room if there is only one, and 0 and 1 if there is none.
+export function extent(arrays) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const values of arrays) {
     for (const value of values) {
       if (value < low) low = value;
       if (value > high) high = value;
     }
   }
-  if (!(high > low)) [low, high] = [(low || 0) - 1, (high || 0) + 1];
-  const pad = 8 * RATIO();
-  const x = (t) => (t / Math.max(1, length)) * width;
-  const y = (value) => height - pad - ((value - low) / (high - low)) * (height - 2 * pad);
-  context.clearRect(0, 0, width, height);
-  context.lineWidth = RATIO();
-  if (low < 0 && high > 0) {
-    context.strokeStyle = css("--line");
-    context.beginPath();
-    context.moveTo(0, y(0));
-    context.lineTo(width, y(0));
-    context.stroke();
+  if (!Number.isFinite(low) || !Number.isFinite(high)) return [0, 1];
+  if (high - low > 1e-6 * Math.max(1, Math.abs(high))) return [low, high];
+  const room = Math.max(0.5, Math.abs(low) / 10);
+  return [low - room, high + room];
+}
+
+// Where a value lies between `top` and `bottom` (pixels), and the labels of a gutter of `height` pixels, about `room` apart.
+export function valueScale([low, high], top, bottom, height, room = 36) {
+  const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
+  const round = ticks(low, high, Math.max(2, Math.floor((bottom - top) / room)));
+  return { y, low, high, labels: round.map((value) => [y(value) / height, String(value).replace("-", "−")]), round };
+}
+
+export function drawGrid(context, scale, width) {
+  for (const value of scale.round) {
+    const y = Math.round(scale.y(value)) - 0.5;
+    context.fillStyle = css(value === 0 ? "--axis" : "--grid");
+    context.fillRect(0, y, width, 1);
   }
-  for (const { t, name } of marks) {
-    context.strokeStyle = css(name === "end" ? "--ink" : "--faint");
-    context.setLineDash(name === "end" ? [] : [2, 4]);
-    context.beginPath();
-    context.moveTo(x(t), 0);
-    context.lineTo(x(t), height);
-    context.stroke();
+}
+
+// A line through values[t]; where many steps share a pixel, from the smallest to the largest of them.
+export function drawLine(context, values, { length, width, y, colour, dash = [], thick = 1.5 }) {
+  context.strokeStyle = css(colour);
+  context.lineWidth = thick;
+  context.lineJoin = "round";
+  context.setLineDash(dash);
+  context.beginPath();
+  if (values.length <= 3 * width) {
+    let pen = false;
+    values.forEach((value, t) => {
+      if (Number.isNaN(value)) return (pen = false);
+      context[pen ? "lineTo" : "moveTo"](place(t, length) * width, y(value));
+      pen = true;
+    });
+  } else {
+    const bin = values.length / (width * 1.5 * (values.length / length));
+    for (let from = 0; from < values.length; from += bin) {
+      const [low, high, mean] = binOf(values, Math.floor(from), Math.min(values.length, Math.ceil(from + bin)));
+      if (low > high) continue;
+      const x = ((from + bin / 2) / length) * width;
+      if (dash.length) {
+        context.lineTo(x, y(mean)); // dashes of a line that goes up and down in a pixel would not be seen
+        continue;
+      }
+      context.lineTo(x, y(low));
+      context.lineTo(x, y(high));
+    }
   }
+  context.stroke();
   context.setLineDash([]);
-  for (const { t, value } of ticks) {
-    const size = 7 * RATIO();
-    const up = value > 0;
-    context.fillStyle = css(up ? "--good" : "--bad");
-    context.beginPath(); // a triangle that points up at the top, or down at the bottom
-    context.moveTo(x(t), up ? 0 : height);
-    context.lineTo(x(t) - size / 2, up ? size : height - size);
-    context.lineTo(x(t) + size / 2, up ? size : height - size);
-    context.fill();
+}
+
+function binOf(values, start, stop) {
+  let [low, high, sum] = [Infinity, -Infinity, 0];
+  for (let t = start; t < stop; t += 1) {
+    if (values[t] < low) low = values[t];
+    if (values[t] > high) high = values[t];
+    sum += values[t];
   }
-  for (const { values, colour, dashed = false } of lines) {
-    context.strokeStyle = css(colour);
-    context.setLineDash(dashed ? [5, 4] : []);
-    context.beginPath();
-    const every = Math.max(1, Math.floor(values.length / (4 * width)));
-    for (let t = 0; t < values.length; t += every) context.lineTo(x(t), y(values[t]));
-    context.stroke();
-  }
+  return [low, high, sum / (stop - start)];
+}
+
+export function drawMark(context, x, top, bottom, colour, dash = []) {
+  context.strokeStyle = css(colour);
+  context.lineWidth = 1;
+  context.setLineDash(dash);
+  context.beginPath();
+  context.moveTo(Math.round(x) - 0.5, top);
+  context.lineTo(Math.round(x) - 0.5, bottom);
+  context.stroke();
   context.setLineDash([]);
-  return { low, high };
+}
+
+// [swatch, name, live?]: what a stroke means; a live one has room for the number at the step shown.
+export function legend(entries) {
+  const live = {};
+  const element = el(
+    "div",
+    { class: "legend" },
+    ...entries.filter(Boolean).map(([swatch, name, id]) => {
+      if (id) live[id] = el("b");
+      return el("span", {}, el("i", { class: `swatch ${swatch}`, "aria-hidden": "true" }), name, id ? " " : null, live[id]);
+    }),
+  );
+  return { element, live };
 }
