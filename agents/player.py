@@ -50,6 +50,8 @@ class Step:
     truncated: np.ndarray
     stuck: np.ndarray
     info: dict[str, Any]
+    told: dict[str, Any]
+    """The ``info`` that came with `observation`: of a task, its target."""
 
 
 class StuckGames:
@@ -85,7 +87,7 @@ class GamePlayer(ABC):
         A game that stands still for `stuck_after` agent steps (see :class:`StuckGames`) is cut and the next
         one begins.
         """
-        observation, _ = envs.reset(seed=seeds)  # type: ignore[arg-type]  # one per game
+        observation, told = envs.reset(seed=seeds)  # type: ignore[arg-type]  # one per game
         self._begin(envs.num_envs)
         start = np.ones(envs.num_envs, dtype=bool)
         stuck_games = StuckGames(envs.num_envs, stuck_after)
@@ -94,10 +96,10 @@ class GamePlayer(ABC):
             action = to_env_action(envs.single_action_space, decision.action)
             following, reward, terminated, truncated, info = envs.step(action)
             stuck = stuck_games(reward, terminated | truncated, info)
-            yield Step(observation, decision, action, reward, terminated, truncated, stuck, info)
-            observation = following
+            yield Step(observation, decision, action, reward, terminated, truncated, stuck, info, told)
+            observation, told = following, info
             if stuck.any():  # the other games go on where they are
-                observation, _ = envs.reset(options={"reset_mask": stuck})
+                observation, told = envs.reset(options={"reset_mask": stuck})
             start = terminated | truncated | stuck
 
     @abstractmethod
@@ -128,7 +130,8 @@ class Player(GamePlayer):
         distribution = self.policy.distribution(output.logits)
         action = distribution.mode() if self.deterministic else distribution.sample(self.generator)
         traces = {name: of for name, of in trace._asdict().items() if of is not None}
-        return Decision(action, output.logits, output.value, traces=traces)
+        value = None if self.policy.critic is None else output.value
+        return Decision(action, output.logits, value, traces=traces)
 
 
 @dataclass(frozen=True, slots=True)

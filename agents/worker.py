@@ -150,12 +150,15 @@ class Worker:
         np.random.seed(action_seed)
         random.seed(action_seed)
         self._device = torch.device(spec.device)
-        self._policy = Policy(spec.observation_space, spec.action_space, spec.policy).to(self._device)
+        self._policy = Policy(spec.observation_space, spec.action_space, spec.policy.without_weights()).to(
+            self._device
+        )
         self._local = LocalCopy(self._policy, model, config)
         self._precision = torch.autocast(self._device.type, torch.bfloat16, enabled=spec.precision == "bf16")
         self._updates_before = float(model.updates) - int(board.updates.sum())
         size = config.envs_per_worker // config.env_groups
-        keeps = spec.precision == "fp32" and config.keeps_acting_pass
+        repeatable = self._policy.encoder.repeatable
+        keeps = spec.precision == "fp32" and config.keeps_acting_pass and repeatable
         self._actors = [
             Actor(
                 self._policy,

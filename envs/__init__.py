@@ -1,4 +1,4 @@
-"""Environments: Atari under a recorded protocol, and any installed Gymnasium id, as batches."""
+"""Environments: Atari under a recorded protocol, supervised tasks, and any installed Gymnasium id, as batches."""
 
 from neurocoder.envs.atari import (
     ENGINES,
@@ -11,13 +11,15 @@ from neurocoder.envs.atari import (
 )
 from neurocoder.envs.pictures import AtariCamera
 from neurocoder.envs.random_play import random_observations
-from neurocoder.envs.registry import EnvError, env_ids, env_spec, is_atari
+from neurocoder.envs.registry import EnvError, env_ids, env_spec, is_atari, is_task
 from neurocoder.envs.replayable import GameState, ReplayableEnvs, SeededEpisodes, episode_seed
+from neurocoder.envs.tasks import EPISODE, Place, Task, TaskVectorEnv, make_tasks
 from neurocoder.envs.vector import EpisodeRecorder, make_vec
 from neurocoder.envs.watching import WatchedGame, make_watched
 
 __all__ = [
     "ENGINES",
+    "EPISODE",
     "NATIVE_DIFFERENCES",
     "PROTOCOLS",
     "AtariCamera",
@@ -26,15 +28,20 @@ __all__ = [
     "EnvError",
     "EpisodeRecorder",
     "GameState",
+    "Place",
     "ReplayableEnvs",
     "SeededEpisodes",
+    "Task",
+    "TaskVectorEnv",
     "WatchedGame",
     "env_ids",
     "env_spec",
     "episode_seed",
     "get_protocol",
     "is_atari",
+    "is_task",
     "make_atari",
+    "make_tasks",
     "make_vec",
     "make_watched",
     "random_observations",

@@ -7,6 +7,7 @@ import ale_py
 import gymnasium as gym
 
 from neurocoder.errors import NeurocoderError, near
+from neurocoder.registration import NAMESPACE
 
 gym.register_envs(ale_py)
 
@@ -51,6 +52,11 @@ def env_spec(env_id: str, *, trust: bool = True) -> gym.envs.registration.EnvSpe
 def is_atari(spec: gym.envs.registration.EnvSpec) -> bool:
     """Whether `spec` is a game of the Arcade Learning Environment."""
     return isinstance(spec.entry_point, str) and spec.entry_point.startswith("ale_py.")
+
+
+def is_task(spec: gym.envs.registration.EnvSpec) -> bool:
+    """Whether `spec` is a supervised task of this package: its info has targets."""
+    return spec.namespace == NAMESPACE
 
 
 def env_ids() -> list[str]:

@@ -1,6 +1,6 @@
 """One way to make any environment that an agent can step: a batch with one set of conventions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -148,14 +148,15 @@ def make_vec(
     vectorization: str = "native",
     trust: bool = True,
     pictured: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> EpisodeRecorder:
     """Return `num_envs` environments of `env_id` as one batch that resets in the same step.
 
     Atari ids are played under `protocol`; what their id says of frame skip and sticky actions gives way to
     it. `vectorization` ``native`` is ale-py's vector environment with `num_threads` emulator threads;
     ``sync`` is Gymnasium's wrappers, one game after the other: slower, but their state can be stored and
-    brought back exactly. All other ids are always ``sync``, and are each a :class:`PicturedGame` if `pictured`. See
-    :class:`EpisodeRecorder` for what ``info`` holds.
+    brought back exactly. All other ids are always ``sync``, made with `options` (keyword arguments), and are each a
+    :class:`PicturedGame` if `pictured`. See :class:`EpisodeRecorder` for what ``info`` holds.
 
     Raises
     ------
@@ -168,12 +169,14 @@ def make_vec(
     spec = env_spec(env_id, trust=trust)
     lookup(ENGINES, vectorization, "vectorization")
     if is_atari(spec):
+        if options:
+            raise EnvError(f"{spec.id}: an Atari game has a protocol, not the options {dict(options)}")
         protocol = protocol or AtariProtocol()
         if vectorization == "native":
             return EpisodeRecorder(AtariEnvs(spec.id, protocol, num_envs, num_threads))
         return EpisodeRecorder(ReplayableEnvs(partial(make_atari, spec.id, protocol), num_envs))
     try:
-        envs = ReplayableEnvs(lambda: _make_game(spec, pictured), num_envs)
+        envs = ReplayableEnvs(lambda: _make_game(spec, pictured, options or {}), num_envs)
     except EnvError:
         raise
     except Exception as error:  # whatever a stranger's environment raises while it is built
@@ -181,8 +184,9 @@ def make_vec(
     return EpisodeRecorder(envs)
 
 
-def _make_game(spec: gym.envs.registration.EnvSpec, pictured: bool) -> gym.Env:
+def _make_game(spec: gym.envs.registration.EnvSpec, pictured: bool, options: Mapping[str, Any]) -> gym.Env:
     if not pictured:
-        return adapt_observation(gym.make(spec))
-    render_mode = "rgb_array" if can_render(spec) else None
-    return PicturedGame(adapt_observation(gym.make(spec, render_mode=render_mode)))
+        return adapt_observation(gym.make(spec, **options))
+    if can_render(spec):
+        options = {**options, "render_mode": "rgb_array"}
+    return PicturedGame(adapt_observation(gym.make(spec, **options)))

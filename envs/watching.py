@@ -1,6 +1,6 @@
 """One game at a time, for watching: what recorders play in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -81,7 +81,13 @@ class WatchedGame(gym.vector.VectorWrapper):
         return game
 
 
-def make_watched(env_id: str, *, protocol: AtariProtocol | None = None, trust: bool = True) -> WatchedGame:
+def make_watched(
+    env_id: str,
+    *,
+    protocol: AtariProtocol | None = None,
+    trust: bool = True,
+    options: Mapping[str, Any] | None = None,
+) -> WatchedGame:
     """Return one game of `env_id` for watching; Atari games on the native engine, under `protocol`.
 
     Raises
@@ -89,4 +95,4 @@ def make_watched(env_id: str, *, protocol: AtariProtocol | None = None, trust: b
     EnvError, ConfigError
         As :func:`make_vec`.
     """
-    return WatchedGame(make_vec(env_id, 1, protocol=protocol, trust=trust, pictured=True))
+    return WatchedGame(make_vec(env_id, 1, protocol=protocol, trust=trust, pictured=True, options=options))

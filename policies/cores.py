@@ -8,6 +8,7 @@ features are one matrix product over all steps.
 Shape suffixes: T time, B batch, F features, H units, G all gates (4H for an LSTM, 3H for a GRU).
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from neurocoder.errors import lookup, require
+from neurocoder.errors import ConfigError, lookup, near, require
 
 State = tuple[Tensor, ...]
 """Recurrent state: tensors whose first dimension is the batch; empty for a core without memory."""
@@ -33,7 +34,7 @@ def reset_state(state: State, episode_start: Tensor) -> State:
 class Core(nn.Module):
     """Base of all cores, and the core without memory: features pass through unchanged."""
 
-    def __init__(self, in_features: int) -> None:
+    def __init__(self, in_features: int, size: int | None = None) -> None:
         super().__init__()
         self.out_features = in_features
 
@@ -41,21 +42,29 @@ class Core(nn.Module):
         """Return the state at the start of an episode, for `batch_size` rows."""
         return ()
 
+    def reset(self, state: State, episode_start: Tensor) -> State:
+        """Return `state` with the rows whose episode starts (`episode_start` [B], bool) as in ``initial_state``."""
+        return reset_state(state, episode_start)
+
     def step(self, features: Tensor, state: State) -> tuple[Tensor, State]:
         """Advance one step: features [B, in] and state to output [B, out] and next state."""
         return features, state
 
     def forward(self, features: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
-        """Advance over features [B, in] or [T, B, in], zeroing the state wherever an episode starts."""
+        """Advance over features [B, in] or [T, B, in], resetting the state wherever an episode starts."""
         if not state:
             return features, state
         if features.ndim == 2:
-            return self.step(features, reset_state(state, episode_start))
+            return self.step(features, self.reset(state, episode_start))
         outputs = []
         for features_t, start_t in zip(features, episode_start, strict=True):
-            output, state = self.step(features_t, reset_state(state, start_t))
+            output, state = self.step(features_t, self.reset(state, start_t))
             outputs.append(output)
         return torch.stack(outputs), state
+
+    def aux_loss(self, output: Tensor) -> Tensor | None:
+        """Return what this core adds to the loss of a batch with this output [..., out]; None: nothing."""
+        return None
 
     def record(self, features: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State, Kept]:
         """Advance one step, and return also what :meth:`backward_from` needs; without autograd."""
@@ -330,14 +339,38 @@ def _orthogonal_cell(cell: nn.LSTMCell | nn.GRUCell, size: int) -> None:
     nn.init.zeros_(cell.bias_hh)
 
 
-CORES: dict[str, Callable[[int, int], Core]] = {
-    "none": lambda in_features, size: Core(in_features),
-    "lstm": LSTMCore,
-    "gru": GRUCore,
+def _ntm() -> type[Core]:
+    from neurocoder.policies.ntm import NTMCore  # which is built from this module
+
+    return NTMCore
+
+
+CORES: dict[str, Callable[[], type[Core]]] = {
+    "none": lambda: Core,
+    "lstm": lambda: LSTMCore,
+    "gru": lambda: GRUCore,
+    "ntm": _ntm,
 }
+"""The class of each core, when called."""
 
 
-def make_core(name: str, in_features: int, size: int) -> Core:
-    """Return core `name` over `in_features` with `size` units (ignored by ``"none"``)."""
+def core_options(name: str) -> dict[str, Any]:
+    """Return the options of core `name` with their defaults."""
+    parameters = inspect.signature(lookup(CORES, name, "core")()).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def make_core(name: str, in_features: int, size: int, **options: Any) -> Core:
+    """Return core `name` over `in_features` with `size` units (ignored by ``"none"``).
+
+    Raises
+    ------
+    ConfigError
+        An unknown name or option (near names are offered), or a value that the core cannot use.
+    """
     require(size >= 1, "policy.core_size", size, ">= 1")
-    return lookup(CORES, name, "core")(in_features, size)
+    known = core_options(name)
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"core {name!r} has no option {option!r}{near(option, known)}")
+    return CORES[name]()(in_features, size, **options)

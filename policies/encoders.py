@@ -7,15 +7,27 @@ Features come in two ways: ``encoder(observation)``, by autograd, or ``record`` 
 :class:`~neurocoder.policies.tape.Tape`, which computes the backward pass of many small forward passes at once.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neurocoder.errors import ConfigError, lookup
+from neurocoder.errors import ConfigError, lookup, near
+from neurocoder.policies.encoder_base import (
+    PIXEL_GAIN,
+    Encoder,
+    Kept,
+    as_floats,
+    image_shape,
+    orthogonal_,
+)
+from neurocoder.policies.heads import Head, MoEHead, head_options, make_head
+from neurocoder.policies.vision import DenseNet100, EfficientNetLite0, LeNet, ResNet18
 
 CHANNELS_LAST_FROM = 32
 """From this many images on (and for nets that pool: always) batches are channels-last.
@@ -28,11 +40,6 @@ Backward at 80: a3c 261 : 214, nature 1208 : 867.
 CHUNK_VALUES = 5 << 19
 """``backward_from`` takes as many images at a time as have this many values (10 MiB in float32) in the largest
 feature map: what lies between two layers then stays in the cache."""
-
-
-# Orthogonal initialisation presumes inputs of unit variance; pixels / 255 deviate by 0.15 to 0.25 in Atari
-# frames. Without this gain all activations start four times smaller, and learning is slower by as much.
-PIXEL_GAIN = 4.0
 
 
 class Conv(NamedTuple):
@@ -64,47 +71,6 @@ IMAGE_NETS: dict[str, ImageNet] = {
         None,
     ),
 }
-
-
-def orthogonal_(module: nn.Module, gain: float = math.sqrt(2)) -> None:
-    """Orthogonal weights and zero biases in `module`'s own linear or convolutional parameters."""
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.orthogonal_(module.weight, gain=gain)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-Kept = tuple[Tensor, ...]
-"""What a recorded forward pass leaves for the backward pass: tensors whose first dimension is the batch."""
-
-
-class Encoder(nn.Module):
-    """Base of all encoders: ``encoder(observation[B, ...]) -> features[B, out_features]``."""
-
-    out_features: int
-
-    def scaled(self, observation: Tensor) -> Tensor:
-        """Return observations [B, ...] as the first layer takes them: floats, uint8 divided by 255."""
-        raise NotImplementedError
-
-    def stages(self) -> Iterator[nn.Module]:
-        """Yield the layers in the order in which ``forward`` applies them to what :meth:`scaled` returned."""
-        raise NotImplementedError
-
-    def record(self, observation: Tensor) -> tuple[Tensor, Kept]:
-        """Return the features, and what :meth:`backward_from` needs beside the observation; without autograd."""
-        return self(observation), ()
-
-    def backward_from(self, observation: Tensor, kept: Kept, grad_features: Tensor) -> tuple[Tensor, ...]:
-        """Return the gradients of ``parameters()``, given those of the features [B, out_features].
-
-        `kept` is what :meth:`record` kept of these observations; rows of several calls may be joined, since
-        observations are independent. This one, of the base class, computes the forward pass again.
-        """
-        parameters = {name: p.detach().requires_grad_() for name, p in self.named_parameters()}
-        with torch.enable_grad():
-            features = torch.func.functional_call(self, parameters, observation)
-        return torch.autograd.grad(features, tuple(parameters.values()), grad_features)
 
 
 def _channels_last(images: Tensor) -> Tensor:
@@ -258,46 +224,183 @@ class ImageEncoder(Encoder):
                 gradients.pop().add_(grad_weight)
 
 
-class MLPEncoder(Encoder):
-    """Two hidden layers of 64 tanh units over the flattened observation."""
+def full_precision(x: Tensor) -> torch.autocast:
+    """Return a context without autocast: heads are small, and a policy's run so, too."""
+    return torch.autocast(x.device.type, enabled=False)
 
-    def __init__(self, shape: tuple[int, ...], scaled: bool = False, width: int = 64) -> None:
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+class MLPEncoder(Encoder):
+    """Hidden layers over the flattened observation; two of 64 tanh units unless the options say otherwise.
+
+    Parameters
+    ----------
+    hidden
+        Widths of the layers. Without any, the features are the observation.
+    activation
+        tanh or relu, after every layer.
+    bias
+        Whether the layers have biases. A head has what it has.
+    layers_head
+        A head's name: every layer is one ("all layers recoded"), with options `layers_head_config`. None: they are
+        ``nn.Linear``.
+
+    Raises
+    ------
+    ConfigError
+        A value that cannot be used, or options that exclude each other.
+    HeadError
+        An unknown head, or options that it cannot use.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        scaled: bool = False,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        bias: bool = True,
+        layers_head: str | None = None,
+        layers_head_config: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(math.prod(shape), width), nn.Tanh(), nn.Linear(width, width), nn.Tanh()
-        )
-        self.out_features = width
-        self.apply(orthogonal_)
+        if not isinstance(hidden, list | tuple) or not all(type(n) is int and n >= 1 for n in hidden):
+            raise ConfigError(f"hidden={hidden!r} must be a list of integers >= 1 (encoder 'mlp')")
+        nonlinearity = lookup(ACTIVATIONS, activation, "activation")
+        if layers_head is None and layers_head_config:
+            raise ConfigError("layers_head_config is for layers_head, which is not given (encoder 'mlp')")
+        if layers_head is not None:
+            head_options(layers_head)  # an unknown name is told without a layer, too
+            if not bias:
+                raise ConfigError("bias=False is for layers without layers_head: heads have what they have")
+        widths = (math.prod(shape), *hidden)
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise(widths):
+            if layers_head is None:
+                layers.append(nn.Linear(n_in, n_out, bias=bias))
+            else:
+                layers.append(make_head(layers_head, n_in, n_out, **(layers_head_config or {})))
+            layers.append(nonlinearity())
+        self.layers = nn.Sequential(*layers)
+        self.out_features = widths[-1]
+        for layer in self.layers:  # and not `apply`: heads have drawn their own parameters
+            orthogonal_(layer)
+        self._biased = bias
+        self._recoded = layers_head is not None
+
+    @property
+    def repeatable(self) -> bool:
+        noisy = any(isinstance(layer, MoEHead) for layer in self.layers)
+        return not (noisy and self.training)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Map observations [B, ...] to features [B, out_features]."""
-        return self.layers(self.scaled(observation))
+        x = self.scaled(observation)
+        if not self._recoded:
+            return self.layers(x)
+        with full_precision(x):
+            return self.layers(x)
+
+    def aux_loss(self) -> Tensor:
+        heads = (layer for layer in self.layers if isinstance(layer, Head))
+        return sum((head.aux_loss() for head in heads), super().aux_loss())
+
+    def forward_with_aux(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._recoded:
+            return super().forward_with_aux(observation)
+        features, losses = self._each_head(observation, lambda head, x: head.forward_with_aux(x))
+        return features, sum(losses, super().aux_loss())
+
+    def traces(self, observation: Tensor) -> list[Any]:
+        if not self._recoded:
+            return []
+        return self._each_head(observation, lambda head, x: head.forward_with_trace(x))[1]
+
+    def _each_head(
+        self, observation: Tensor, apply: Callable[[Head, Tensor], tuple[Tensor, Any]]
+    ) -> tuple[Tensor, list[Any]]:
+        """Return the features, and what `apply` returned beside the outputs of each head on the way."""
+        x, others = self.scaled(observation), []
+        with full_precision(x):
+            for layer in self.layers:
+                if isinstance(layer, Head):
+                    x, other = apply(layer, x)
+                    others.append(other)
+                else:
+                    x = layer(x)
+        return x, others
 
     def stages(self) -> Iterator[nn.Module]:
-        yield from self.layers
+        if self._biased:
+            yield from self.layers
+        else:
+            yield self.layers  # as a whole: without biases there is nothing to shift
 
     def scaled(self, observation: Tensor) -> Tensor:
-        first = self.layers[0].weight
-        assert isinstance(first, Tensor)
-        x = observation.flatten(1).to(first.dtype)
-        return x * (1 / 255) if observation.dtype == torch.uint8 else x
+        first = next(self.parameters(), None)
+        if first is not None:
+            dtype = first.dtype
+        else:
+            dtype = observation.dtype if observation.is_floating_point() else torch.get_default_dtype()
+        return as_floats(observation.flatten(1), dtype)
+
+
+class ProjectionEncoder(Encoder):
+    """A fixed random projection of the flattened observation: z = x U, which nothing learns.
+
+    Le & Venkatesh 2020, appendix, "Image classification-linear Main Network", there without the distribution of U: here
+    normal with variance 1 / inputs, so that z varies as much as x.
+
+    Parameters
+    ----------
+    features
+        Width of z.
+    seed
+        Of U, which is part of the checkpoint.
+    """
+
+    projection: Tensor
+
+    def __init__(
+        self, shape: tuple[int, ...], scaled: bool = False, *, features: int = 200, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if type(features) is not int or features < 1:
+            raise ConfigError(f"features={features!r} must be an integer >= 1 (encoder 'projection')")
+        n_inputs = math.prod(shape)
+        drawn = torch.randn(n_inputs, features, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("projection", drawn / math.sqrt(n_inputs))
+        self.out_features = features
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Map observations [B, ...] to z [B, features]."""
+        return self.scaled(observation) @ self.projection
+
+    def stages(self) -> Iterator[nn.Module]:
+        yield self
+
+    def scaled(self, observation: Tensor) -> Tensor:
+        return as_floats(observation.flatten(1), self.projection.dtype)
 
 
 def _image(name: str) -> Callable[[tuple[int, ...], bool], Encoder]:
     def build(shape: tuple[int, ...], scaled: bool) -> Encoder:
-        if len(shape) != 3:
-            raise ConfigError(
-                f"encoder {name!r} needs image observations [channels, height, width], got shape {shape}; "
-                f"use encoder 'mlp'"
-            )
-        return ImageEncoder(shape, IMAGE_NETS[name], name, scaled)
+        return ImageEncoder(image_shape(name, shape), IMAGE_NETS[name], name, scaled)
 
     return build
 
 
-ENCODERS: dict[str, Callable[[tuple[int, ...], bool], Encoder]] = {
+ENCODERS: dict[str, Callable[..., Encoder]] = {
     **{name: _image(name) for name in IMAGE_NETS},
     "mlp": MLPEncoder,
+    "projection": ProjectionEncoder,
+    "lenet": LeNet,
+    "densenet100": DenseNet100,
+    "resnet18": ResNet18,
+    "efficientnet_lite0": EfficientNetLite0,
 }
 
 
@@ -306,9 +409,24 @@ def default_encoder(shape: tuple[int, ...]) -> str:
     return "a3c" if len(shape) == 3 else "mlp"
 
 
-def make_encoder(name: str, shape: tuple[int, ...], scaled: bool = False) -> Encoder:
+def encoder_options(name: str) -> dict[str, Any]:
+    """Return the options of encoder `name` with their defaults."""
+    parameters = inspect.signature(lookup(ENCODERS, name, "encoder")).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def make_encoder(name: str, shape: tuple[int, ...], scaled: bool = False, **options: Any) -> Encoder:
     """Return encoder `name` for observations of `shape` (without the batch dimension).
 
     `scaled` says that they are uint8, which the encoder divides by 255.
+
+    Raises
+    ------
+    ConfigError
+        An unknown name or option (near names are offered), a value that the encoder cannot use, or a shape.
     """
-    return lookup(ENCODERS, name, "encoder")(shape, scaled)
+    known = encoder_options(name)
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"encoder {name!r} has no option {option!r}{near(option, known)}")
+    return ENCODERS[name](shape, scaled, **options)

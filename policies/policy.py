@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from neurocoder.errors import ConfigError, lookup, require
-from neurocoder.policies.cores import CORES, State, make_core
+from neurocoder.policies.cores import CORES, State, core_options, make_core
 from neurocoder.policies.distributions import ActionDistribution, make_distribution, n_action_parameters
-from neurocoder.policies.encoders import ENCODERS, default_encoder, make_encoder
+from neurocoder.policies.encoders import ENCODERS, default_encoder, encoder_options, make_encoder
 from neurocoder.policies.heads import HEADS, Head, head_options, make_head, options_for
 from neurocoder.policies.tape import Tape
 
 # Multiplied into the heads' weights once, at initialisation, so that a fresh agent acts uniformly and
 # predicts values near zero, and yet learns at full speed from there.
-ACTOR_SCALE = dict.fromkeys(HEADS, 0.01)
-CRITIC_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.03}
+ACTOR_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.05}
+CRITIC_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.05}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class PolicyConfig:
 
     ``head_config`` goes to both heads as it is (see ``head_options``); its ``output_scale``, if given,
     replaces the harmless one that actor and critic start with. Unless it says otherwise, Neurocoder heads have at
-    most as many attention heads as outputs (see ``options_for``).
+    most as many attention heads as outputs, and sharper attention than in the paper (see ``options_for``).
     """
 
     encoder: str = "auto"
-    """a3c, nature, a3g, mlp, or auto: a3c for images, mlp for everything else."""
+    """One of `neurocoder list encoders`, or auto: a3c for images, mlp for everything else."""
     core: str = "lstm"
     """none, lstm or gru."""
     core_size: int = 256
@@ -40,6 +40,13 @@ class PolicyConfig:
     """Head of actor and critic; `neurocoder list heads` shows all."""
     head_config: dict[str, Any] = field(default_factory=dict)
     """Options of the head, e.g. slots = 80."""
+    encoder_config: dict[str, Any] = field(default_factory=dict)
+    """Options of the encoder, e.g. hidden = [512, 256]."""
+    core_config: dict[str, Any] = field(default_factory=dict)
+    """Options of the core, e.g. rows = 128."""
+    critic: bool = True
+    """Whether there is a value head. Without one the policy is a predictor: its only head starts at full scale, with
+    the head's own defaults."""
 
     def __post_init__(self) -> None:
         for field_name, value, known in (
@@ -48,14 +55,28 @@ class PolicyConfig:
             ("head", self.head, HEADS),
         ):
             lookup(known, value, field_name)
-        options = head_options(self.head)
-        for option in self.head_config:
-            lookup(options, option, f"option of head {self.head!r}")
         require(self.core_size >= 1, "policy.core_size", self.core_size, ">= 1")
+        tables = [
+            ("head", self.head, head_options(self.head), self.head_config),
+            ("core", self.core, core_options(self.core), self.core_config),
+        ]
+        if self.encoder != "auto":
+            tables.append(("encoder", self.encoder, encoder_options(self.encoder), self.encoder_config))
+        for kind, name, options, given in tables:
+            for option in given:
+                lookup(options, option, f"option of {kind} {name!r}")
+
+    def without_weights(self) -> "PolicyConfig":
+        """Return the same, but that no weights file is read: what it held is about to be overwritten."""
+        kept = {name: value for name, value in self.encoder_config.items() if name != "weights"}
+        return replace(self, encoder_config=kept)
 
 
 class PolicyOutput(NamedTuple):
-    """logits [..., A]: parameters of the action distribution (a Box's means); value [...]: the critic's estimate."""
+    """logits [..., A]: parameters of the action distribution (a Box's means); value [...]: the critic's estimate.
+
+    A policy without a critic has the value 0 everywhere.
+    """
 
     logits: Tensor
     value: Tensor
@@ -98,18 +119,30 @@ class Policy(nn.Module):
         if config.encoder == "auto":
             config = replace(config, encoder=default_encoder(shape))
         self.config = config
-        self.encoder = make_encoder(config.encoder, shape, scaled=observation_space.dtype == np.uint8)
-        self.core = make_core(config.core, self.encoder.out_features, config.core_size)
+        self.encoder = make_encoder(
+            config.encoder, shape, observation_space.dtype == np.uint8, **config.encoder_config
+        )
+        self.core = make_core(config.core, self.encoder.out_features, config.core_size, **config.core_config)
         n_parameters = n_action_parameters(action_space)
-        self.actor = self._head(n_parameters, ACTOR_SCALE)
-        self.critic = self._head(1, CRITIC_SCALE)
-        box = isinstance(action_space, gym.spaces.Box)
-        self.log_std = nn.Parameter(torch.zeros(n_parameters)) if box else None
+        self.critic: Head | None = None
+        if config.critic:
+            self.actor = self._head(n_parameters, ACTOR_SCALE)
+            self.critic = self._head(1, CRITIC_SCALE)
+        else:
+            self.actor = make_head(config.head, self.core.out_features, n_parameters, **config.head_config)
+        self.log_std: Tensor | None = None
+        if isinstance(action_space, gym.spaces.Box):
+            self.log_std = torch.zeros(n_parameters)  # a predictor's stays as it is
+            if config.critic:
+                self.log_std = nn.Parameter(self.log_std)
 
     def _head(self, n_outputs: int, scales: dict[str, float]) -> Head:
         given = options_for(self.config.head, n_outputs, self.config.head_config)
         options = {"output_scale": scales[self.config.head], **given}
         return make_head(self.config.head, self.core.out_features, n_outputs, **options)
+
+    def _value(self, logits: Tensor, value: Tensor | None) -> Tensor:
+        return logits.new_zeros(logits.shape[:-1]) if value is None else value.squeeze(-1)
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state at the start of an episode, for `batch_size` rows."""
@@ -119,10 +152,12 @@ class Policy(nn.Module):
         self, observation: Tensor, state: State, episode_start: Tensor
     ) -> tuple[PolicyOutput, State, PolicyTrace]:
         features, state = self.features(observation, state, episode_start)
+        value, critic = None, None
         with torch.autocast(features.device.type, enabled=False):  # the heads are small: full precision
             logits, actor = self.actor.forward_with_trace(features)
-            value, critic = self.critic.forward_with_trace(features)
-        return PolicyOutput(logits, value.squeeze(-1)), state, PolicyTrace(actor, critic)
+            if self.critic is not None:
+                value, critic = self.critic.forward_with_trace(features)
+        return PolicyOutput(logits, self._value(logits, value)), state, PolicyTrace(actor, critic)
 
     def evaluate(
         self, observation: Tensor, state: State, episode_start: Tensor, tape: Tape | None = None
@@ -139,13 +174,16 @@ class Policy(nn.Module):
             The tape does not hold all T steps of B games.
         """
         if tape is None:
-            features, _ = self.features(observation, state, episode_start)
+            features, _, auxiliary = self._features_with_aux(observation, state, episode_start)
         else:
-            features = tape.features(self.encoder, self.core, observation)
+            features, auxiliary = tape.features(self.encoder, self.core, observation), self.encoder.aux_loss()
+        value = None
         with torch.autocast(features.device.type, enabled=False):
-            logits, actor_loss = self.actor.forward_with_aux(features)
-            value, critic_loss = self.critic.forward_with_aux(features)
-        return PolicyOutput(logits, value.squeeze(-1)), features, actor_loss + critic_loss
+            logits, loss = self.actor.forward_with_aux(features)
+            if self.critic is not None:
+                value, critic_loss = self.critic.forward_with_aux(features)
+                loss = loss + critic_loss
+        return PolicyOutput(logits, self._value(logits, value)), features, loss + auxiliary
 
     def act(
         self, observation: Tensor, state: State, episode_start: Tensor, tape: Tape | None = None
@@ -168,10 +206,18 @@ class Policy(nn.Module):
 
     def features(self, observation: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
         """Return what the heads see, and the next state."""
+        features, state, _ = self._features_with_aux(observation, state, episode_start)
+        return features, state
+
+    def _features_with_aux(
+        self, observation: Tensor, state: State, episode_start: Tensor
+    ) -> tuple[Tensor, State, Tensor]:
         leading = episode_start.shape
-        features = self.encoder(observation.flatten(0, len(leading) - 1))
+        features, auxiliary = self.encoder.forward_with_aux(observation.flatten(0, len(leading) - 1))
         features, state = self.core(features.unflatten(0, leading), state, episode_start)
-        return (features.float() if features.dtype == torch.bfloat16 else features), state
+        features = features.float() if features.dtype == torch.bfloat16 else features
+        of_core = self.core.aux_loss(features)
+        return features, state, auxiliary if of_core is None else auxiliary + of_core
 
     def distribution(self, logits: Tensor) -> ActionDistribution:
         """Return the distribution over actions for head outputs `logits` [..., A]."""
@@ -179,11 +225,13 @@ class Policy(nn.Module):
 
     def aux_loss(self) -> Tensor:
         """Return the part of the heads' auxiliary losses that depends on parameters only."""
-        return self.actor.aux_loss() + self.critic.aux_loss()
+        loss = self.actor.aux_loss() + self.encoder.aux_loss()
+        return loss if self.critic is None else loss + self.critic.aux_loss()
 
     def diagnostics(self, features: Tensor) -> dict[str, float]:
         """Return both heads' diagnostics for what they see, prefixed ``actor/`` and ``critic/``."""
         numbers: dict[str, float] = {}
         for name, head in (("actor", self.actor), ("critic", self.critic)):
-            numbers |= {f"{name}/{key}": value for key, value in head.diagnostics(features).items()}
+            if head is not None:
+                numbers |= {f"{name}/{key}": value for key, value in head.diagnostics(features).items()}
         return numbers

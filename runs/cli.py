@@ -21,7 +21,8 @@ _COMMANDS = {
     "record": "Record episodes: pictures, actions, values, and the programs that act.",
     "watch": "Watch recorded episodes in the browser.",
     "replay": "Check, render or export recorded episodes.",
-    "list": "List envs, heads, recipes, runs or zoo.",
+    "reproduce": "Train what a table or figure of the paper needs, and print ours beside the paper's.",
+    "list": "List envs, heads, encoders, recipes, runs or zoo.",
     "bench": "Measure speed and memory on this machine.",
     "doctor": "Check this machine for what slows training down or breaks it.",
 }

@@ -16,13 +16,24 @@ from typing import Any
 
 import pydantic
 import tomli_w
+from gymnasium.envs.registration import EnvSpec
 
 from neurocoder.agents.a3c import A3CConfig
-from neurocoder.envs import ENGINES, AtariProtocol, env_spec, get_protocol, is_atari
+from neurocoder.agents.supervised import SupervisedConfig
+from neurocoder.envs import ENGINES, AtariProtocol, env_spec, get_protocol, is_atari, is_task
 from neurocoder.errors import ConfigError, lookup, near, require
 from neurocoder.policies import PolicyConfig
 
-AGENTS = ("a3c",)
+AGENTS = ("a3c", "supervised")
+TASK_RECIPES = {
+    "Polynomial": "polynomial",
+    "Copy": "ntm-copy",
+    "RepeatCopy": "ntm-repeat-copy",
+    "AssociativeRecall": "ntm-recall",
+    "DynamicNGrams": "ntm-ngrams",
+    "PrioritySort": "ntm-sort",
+}
+"""Recipes of tasks, by the name in their ids; all others are images."""
 PRECISIONS = ("auto", "fp32", "bf16")
 VECTORIZATIONS = tuple(ENGINES)
 
@@ -39,6 +50,8 @@ class EvaluationConfig:
     """Take the most probable action instead of sampling."""
     stuck_after: int = 4_500
     """Agent steps without a reward or a lost life after which a game is cut, and reported as stuck; 0: never."""
+    env_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the environment in evaluations, over those of training, e.g. split = "test"."""
     record_every: int = 0
     """Agent steps between two evaluations whose best, median and worst game are recorded, to be watched; 0: none."""
 
@@ -54,6 +67,9 @@ class TrainConfig:
 
     env: str
     agent: str = "a3c"
+    """Learner: a3c, by reward; or supervised, by gradient from the targets of a task."""
+    env_options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the environment, e.g. chunks = 10. Atari games have a protocol instead."""
     steps: int = 10_000_000
     """Agent steps in all, over all workers."""
     seed: int = 0
@@ -81,6 +97,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     a3c: A3CConfig = field(default_factory=A3CConfig)
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     protocol: AtariProtocol | None = None
 
     def __post_init__(self) -> None:
@@ -96,8 +113,19 @@ class TrainConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
         for name in ("milestone_every", "max_restarts", "calibration_steps"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
+        require(
+            self.agent != "a3c" or self.policy.critic,
+            "policy.critic",
+            self.policy.critic,
+            "true with agent a3c",
+        )
         require(self.worker_timeout > 0, "worker_timeout", self.worker_timeout, "> 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
+
+    @property
+    def evaluation_options(self) -> dict[str, Any]:
+        """Keyword arguments of the environment in evaluations and recordings."""
+        return {**self.env_options, **self.evaluation.env_options}
 
     @property
     def protocol_hash(self) -> str | None:
@@ -225,6 +253,17 @@ def put(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
+def default_recipe(spec: EnvSpec, agent: str | None) -> str:
+    """Return the recipe for environments of `spec` that are learned by `agent` (None: by whatever suits them)."""
+    if is_atari(spec):
+        return "atari"
+    if not is_task(spec):
+        return "control"
+    if agent == "a3c":
+        return "bandit"
+    return TASK_RECIPES.get(spec.name, "images")
+
+
 def resolve(
     env: str | None,
     recipe: str | None,
@@ -235,7 +274,7 @@ def resolve(
 ) -> TrainConfig:
     """Return the configuration of a new run.
 
-    The recipe comes first (``atari`` or ``control`` unless named), `env` and `overrides` (dotted names) win
+    The recipe comes first (see :func:`default_recipe` where none is named), `env` and `overrides` (dotted names) win
     over it. ``preset`` names an Atari protocol, whose fields ``protocol.*`` may change. An `env` that somebody
     typed may import a module (``module:Name-v0``), one from a recipe may not, unless `trust`.
     """
@@ -244,9 +283,10 @@ def resolve(
     env = typed or values.get("env")
     if not isinstance(env, str) or not env:
         raise ConfigError("train needs an environment id, e.g. neurocoder train ALE/Pong-v5")
-    atari = is_atari(env_spec(env, trust=trust or bool(typed)))
+    spec = env_spec(env, trust=trust or bool(typed))
+    atari = is_atari(spec)
     if recipe is None:
-        values = read_recipe("atari" if atari else "control")
+        values = read_recipe(default_recipe(spec, overrides.get("agent")))
     for name, value in {**overrides, "env": env}.items():
         put(values, name, value)
     preset = values.pop("preset", None)

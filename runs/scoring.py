@@ -1,6 +1,7 @@
 """The one way to score an agent: whole games of a checkpoint, and everything that their returns depend on."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -9,6 +10,8 @@ import gymnasium as gym
 import numpy as np
 
 from neurocoder.agents.player import GamePlayer, Player, Step, evaluate
+from neurocoder.agents.supervised import evaluate_predictions
+from neurocoder.envs import make_tasks
 from neurocoder.policies import Policy
 from neurocoder.runs.checkpoint import load_checkpoint, load_parameters
 from neurocoder.runs.config import EvaluationConfig, TrainConfig
@@ -48,6 +51,12 @@ class Score(Games):
     seed: int
     seconds: NotRequired[float]
     """That a training's evaluation took."""
+    loss: NotRequired[float]
+    """Of predictions: the mean over all scored steps."""
+    scored: NotRequired[int]
+    """Predictions that were scored."""
+    data: NotRequired[str]
+    """Where the data of a task comes from."""
 
 
 def score_checkpoint(
@@ -73,7 +82,9 @@ def score_checkpoint(
     saved = load_checkpoint(path, with_optimizer=False)
     envs = make_envs(min(evaluation.episodes, MAX_GAMES))
     try:
-        policy = Policy(envs.single_observation_space, envs.single_action_space, config.policy)
+        policy = Policy(
+            envs.single_observation_space, envs.single_action_space, config.policy.without_weights()
+        )
         load_parameters(policy, saved.model, path)
         player = Player(policy.to(device), deterministic=evaluation.deterministic, seed=seed)
         games = score_games(player, envs, evaluation, seed, watch)
@@ -110,6 +121,61 @@ def score_games(
         stuck=sum(episode.stuck for episode in played),
         truncated=sum(episode.truncated for episode in played),
     )
+
+
+def score_predictions(
+    policy: Policy,
+    config: TrainConfig,
+    episodes: int,
+    checkpoint: int,
+    *,
+    seed: int,
+    source: str,
+    trust: bool = True,
+) -> Score:
+    """Score a predictor on the run's task, as evaluations have it: all of a data set once, or as many
+    batches of sequences as `episodes` fill.
+
+    Raises
+    ------
+    EnvError
+        The environment is no supervised task.
+    """
+    envs = make_tasks(config.env, config.supervised.batch_size, config.evaluation_options, trust=trust)
+    n_batches = envs.task.passes(envs.num_envs) or math.ceil(episodes / envs.num_envs)
+    result = evaluate_predictions(policy, envs, n_batches, seed)
+    returns = result.returns
+    return Score(
+        source=source,
+        env=config.env,
+        checkpoint=checkpoint,
+        protocol_hash=None,
+        deterministic=True,
+        stuck_after=0,
+        seed=seed,
+        mean=float(np.mean(returns)),
+        std=float(np.std(returns, ddof=1)) if len(returns) > 1 else 0.0,
+        returns=returns,
+        lengths=[result.length] * len(returns),
+        stuck=0,
+        truncated=0,
+        loss=result.loss,
+        scored=result.scored,
+        data=envs.task.provenance,
+    )
+
+
+def describe_predictions(score: Score, action_space: gym.Space) -> str:
+    """Return what a score of predictions means, in words."""
+    of = f" of {score['scored']:,}"
+    match action_space:
+        case gym.spaces.Discrete():
+            words = f"accuracy {score['mean']:.2f} %{of}, cross-entropy {score['loss']:.4f}"
+        case gym.spaces.MultiBinary():
+            words = f"{-score['mean']:.4g} wrong bits per sequence ({len(score['returns'])} sequences)"
+        case _:
+            words = f"mean squared error {score['loss']:.5g}{of}"
+    return words + (f"; data: {score['data']}" if score["data"] else "")
 
 
 def append_score(run: Path, score: Score) -> None:

@@ -216,10 +216,14 @@ class ConsoleTracker:
         parts = [f"{row['steps_per_second']:,.0f} steps/s"]
         if not math.isnan(row["mean_return"]):
             parts.append(f"return {row['mean_return']:.1f}")
-        parts.append(f"entropy {row['entropy']:.3f}")
+        for name in ("entropy", "loss"):
+            if name in row:
+                parts.append(f"{name} {row[name]:.3f}")
+                break
         for name, short in (("attention_entropy", "attention"), ("orthogonality_excess", "L_o excess")):
-            if f"actor/{name}" in row:
-                parts.append(f"{short} {row[f'actor/{name}']:.3f}/{row[f'critic/{name}']:.3f}")
+            found = [row[f"{head}/{name}"] for head in ("actor", "critic") if f"{head}/{name}" in row]
+            if found:
+                parts.append(f"{short} {'/'.join(f'{value:.3f}' for value in found)}")
         return "  ".join(parts)
 
     def close(self) -> None:
@@ -251,8 +255,8 @@ class Trackers:
                     self.note(f"{type(tracker).__name__} cannot write: {error}; training goes on without it")
                 self._failing.add(tracker)
 
-    def add_score(self, score: Score) -> None:
-        """Show the evaluation of a checkpoint, and give it to those that keep it."""
+    def add_score(self, score: Score, words: str | None = None) -> None:
+        """Show the evaluation of a checkpoint, in `words` if they are given, and give it to those that keep it."""
         row = {
             "agent_steps": score["checkpoint"],
             "evaluation/mean": score["mean"],
@@ -261,6 +265,9 @@ class Trackers:
         for tracker in self._trackers:
             if isinstance(tracker, TensorBoardTracker):
                 tracker.add(row)
+        if words is not None:
+            print(f"evaluation of checkpoint {score['checkpoint']:,}: {words}", flush=True)
+            return
         spread = f"{score['mean']:.1f} ± {score['std']:.1f} over {len(score['returns'])} games"
         cut = f", {score['stuck']} of them stuck" if score["stuck"] else ""
         print(f"evaluation of checkpoint {score['checkpoint']:,}: raw return {spread}{cut}", flush=True)

@@ -46,14 +46,23 @@ def make_head(name: str, in_features: int, out_features: int, **options: Any) ->
     return HEADS[name](in_features, out_features, **options)
 
 
-def options_for(name: str, out_features: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of an actor's or a critic's head: those `given`, and what few outputs ask for.
+SHARPNESS = 5.0
+"""Of the attention in actors' and critics' heads.
 
-    A program of more components than the layer has outputs is no larger a program (rank W <= outputs), but their
-    singular values add up: a critic's only output is then steered by all at once, and its estimates swing. PPO on
-    Acrobot learns in 50,000 steps with one component for the critic, and not at all with 15 (3 of 3 seeds each).
+At the paper's 1 (eq. 11 as printed), attention over 80 slots is nearly flat: all slots learn the same, and A2C on CartPole
+goes up and down and never settles. From 5 on the slots are told apart, and it stays at the top with each of three seeds.
+"""
+
+
+def options_for(name: str, out_features: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an actor's or a critic's head: those `given`, and what learning from rewards asks for.
+
+    Attention is sharper (``SHARPNESS``), and there are at most as many attention heads as outputs. A program of more
+    components is no larger a program (rank W <= outputs), but their singular values add up: a critic's only output is
+    then steered by all at once, and its estimates swing. PPO on Acrobot learns in 50,000 steps with one component for
+    the critic, and not at all with 15 (3 of 3 seeds each).
     """
     if name != "neurocoder":
         return dict(given)
     components = head_options(name)["attention_heads"]
-    return {"attention_heads": min(components, out_features), **given}
+    return {"attention_heads": min(components, out_features), "sharpness": SHARPNESS, **given}

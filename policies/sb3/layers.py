@@ -15,10 +15,6 @@ from neurocoder.policies.heads import HEADS, Head, make_head, options_for
 # instead, PPO took 72,000 steps on CartPole; with these it takes as many as the stock policy, 16,000.
 ACTOR_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.1}
 ESTIMATE_SCALE = dict.fromkeys(HEADS, 1.0) | {"neurocoder": 3.0}
-# At sharpness 1, as the paper prints eq. 11, attention over 80 slots is nearly flat: all slots learn the same, their
-# effects add up, and a learner without trust region (A2C on CartPole) goes up and down and never settles. At 10 the
-# slots are told apart, and it is at 500 after 44,000 steps with each of three seeds, and stays there.
-DEFAULTS: dict[str, dict[str, Any]] = {"neurocoder": {"sharpness": 10.0}}
 
 
 class _AuxiliaryLoss(torch.autograd.Function):
@@ -124,8 +120,7 @@ def replace_linear(
     """Return the layer that takes the place of `linear`; `acts`: its outputs choose actions, so it starts harmless."""
     assert isinstance(linear, nn.Linear)
     scales = ACTOR_SCALE if acts else ESTIMATE_SCALE
-    given = {**DEFAULTS.get(head, {}), **head_kwargs}
-    options = {"output_scale": scales.get(head), **options_for(head, linear.out_features, given)}
+    options = {"output_scale": scales.get(head), **options_for(head, linear.out_features, head_kwargs)}
     layer = HeadLayer(make_head(head, linear.in_features, linear.out_features, **options), role)
     return layer.to(linear.weight.device)
 

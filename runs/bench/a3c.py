@@ -29,9 +29,10 @@ from neurocoder.agents.hogwild import SharedModel
 from neurocoder.agents.supervisor import train
 from neurocoder.agents.worker import Record
 from neurocoder.policies import Policy
+from neurocoder.runs.a3c_session import train_spec
 from neurocoder.runs.bench import layer, peers
 from neurocoder.runs.config import TrainConfig, resolve
-from neurocoder.runs.training import environment_factory, prepare, train_spec
+from neurocoder.runs.preparation import environment_factory, prepare
 
 ENV = "ALE/Pong-v5"
 SKIPPED = 2

@@ -32,6 +32,12 @@ bench.command(
     help="Agent steps per second of Stable-Baselines3's PPO with its own policy and with ours.",
 )
 
+bench.command(
+    "neurocoder.runs.commands.bench_tasks:tasks",
+    name="tasks",
+    help="Images per second of tasks as environments, against a DataLoader and a loop by hand.",
+)
+
 
 @bench.command
 def layer(

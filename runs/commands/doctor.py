@@ -59,7 +59,7 @@ def _packages() -> Iterator[Finding]:
 def _processor() -> Iterator[Finding]:
     import torch
 
-    from neurocoder.runs.training import resolve_precision
+    from neurocoder.runs.preparation import resolve_precision
 
     seen = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else seen

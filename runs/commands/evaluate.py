@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from neurocoder.runs.config import EvaluationConfig
+    from neurocoder.runs.config import EvaluationConfig, TrainConfig
+    from neurocoder.runs.run import Run
     from neurocoder.runs.scoring import Games
 
 
@@ -60,7 +61,7 @@ def evaluate(
         runs the code in its pickles.
     """
     from neurocoder.errors import ConfigError, require
-    from neurocoder.runs.training import check_device
+    from neurocoder.runs.preparation import check_device
 
     require(episodes >= 1, "--episodes", episodes, ">= 1")
     require(stuck_after is None or stuck_after >= 0, "--stuck-after", stuck_after, ">= 0")
@@ -88,9 +89,9 @@ class _Options(NamedTuple):
 def _evaluate_run(run: str, checkpoint: str, logs: Path, options: _Options) -> int:
     from neurocoder.runs.checkpoint import find_checkpoint
     from neurocoder.runs.config import EvaluationConfig
+    from neurocoder.runs.preparation import environment_factory
     from neurocoder.runs.run import Run
     from neurocoder.runs.scoring import append_score, score_checkpoint
-    from neurocoder.runs.training import environment_factory
 
     found = Run.open(run, logs)
     config = found.config()
@@ -100,7 +101,9 @@ def _evaluate_run(run: str, checkpoint: str, logs: Path, options: _Options) -> i
         deterministic=options.deterministic,
         stuck_after=config.evaluation.stuck_after if options.stuck_after is None else options.stuck_after,
     )
-    make_envs = environment_factory(config, trust=options.trust)
+    if config.agent == "supervised":
+        return _evaluate_predictor(found, config, path, options)
+    make_envs = environment_factory(config, trust=options.trust, evaluation=True)
     started = time.monotonic()
     score = score_checkpoint(
         path, config, evaluation, make_envs, seed=options.seed, source="eval", device=options.device
@@ -111,6 +114,31 @@ def _evaluate_run(run: str, checkpoint: str, logs: Path, options: _Options) -> i
         append_score(found.path, score)
     except OSError as error:  # a read-only run can be evaluated too
         print(f"(not kept in {found.path}: {error.strerror or error})")
+    return 0
+
+
+def _evaluate_predictor(run: "Run", config: "TrainConfig", path: Path, options: _Options) -> int:
+    from neurocoder.runs.checkpoint import load_checkpoint
+    from neurocoder.runs.preparation import prepare
+    from neurocoder.runs.scoring import append_score, describe_predictions, score_predictions
+
+    saved = load_checkpoint(path, with_optimizer=False)
+    _, policy = prepare(replace(config, device=options.device), saved, trust=options.trust)
+    score = score_predictions(
+        policy.to(options.device),
+        config,
+        options.episodes,
+        int(path.name),
+        seed=options.seed,
+        source="eval",
+        trust=options.trust,
+    )
+    print(f"{config.env}  {path}")
+    print(describe_predictions(score, policy.action_space))
+    try:
+        append_score(run.path, score)
+    except OSError as error:
+        print(f"(not kept in {run.path}: {error.strerror or error})")
     return 0
 
 

@@ -8,19 +8,26 @@ from rich.table import Table
 
 
 def listing(
-    what: Literal["envs", "heads", "recipes", "runs", "zoo"], /, *, logs: Path = Path("logs")
+    what: Literal["envs", "heads", "encoders", "recipes", "runs", "zoo"], /, *, logs: Path = Path("logs")
 ) -> None:
-    """List envs, heads, recipes, runs or zoo.
+    """List envs, heads, encoders, recipes, runs or zoo.
 
     Parameters
     ----------
     what
-        envs: installed environment ids; heads: with their options; recipes: with what they are for; runs:
+        envs: installed environment ids; heads and encoders: with their options; recipes: with what they are for; runs:
         below the logs folder, with progress and score; zoo: hyper-parameter files for the RL Zoo's --conf-file.
     logs
         Folder of all runs.
     """
-    lists = {"envs": _envs, "heads": _heads, "recipes": _recipes, "runs": lambda: _runs(logs), "zoo": _zoo}
+    lists = {
+        "envs": _envs,
+        "heads": _heads,
+        "encoders": _encoders,
+        "recipes": _recipes,
+        "runs": lambda: _runs(logs),
+        "zoo": _zoo,
+    }
     lists[what]()
 
 
@@ -36,6 +43,15 @@ def _heads() -> None:
     for name, head in HEADS.items():
         print(f"{name}: {(head.__doc__ or '').splitlines()[0]}")
         print("    " + ", ".join(f"{option}={value!r}" for option, value in head_options(name).items()))
+
+
+def _encoders() -> None:
+    from neurocoder.policies.encoders import ENCODERS, encoder_options
+
+    for name in ENCODERS:
+        print(
+            f"{name}: {', '.join(f'{key}={value!r}' for key, value in encoder_options(name).items()) or 'no options'}"
+        )
 
 
 def _recipes() -> None:

@@ -60,9 +60,9 @@ def record(
         runs the code in its pickles.
     """
     from neurocoder.errors import ConfigError, require
+    from neurocoder.runs.preparation import check_device
     from neurocoder.runs.replay.agents import open_run, open_zip
     from neurocoder.runs.replay.recorder import Recording, free_name, record_episode
-    from neurocoder.runs.training import check_device
 
     require(episodes >= 1, "--episodes", episodes, ">= 1")
     require(stuck_after is None or stuck_after >= 0, "--stuck-after", stuck_after, ">= 0")

@@ -80,6 +80,30 @@ def export(episode: Path, out: Path, /, *, second: Path | None = None) -> int:
     return 0
 
 
+@replay.command
+def minari(name: str, /, *episodes: Path, root: Path | None = None, trust: Trust = False) -> int:
+    """Write episodes as a Minari data set, for offline learning: what was seen, done and paid.
+
+    Parameters
+    ----------
+    name
+        Of the data set, e.g. pong/a3c-v0.
+    episodes
+        Folders of recorded episodes, or folders of which all episodes are taken.
+    root
+        Where data sets are kept, if not where Minari keeps them.
+    trust
+        Allow an episode to import the module that its environment id names.
+    """
+    from neurocoder.runs.replay.datasets import export_dataset
+    from neurocoder.runs.replay.episode import RecordedEpisode
+
+    opened = [RecordedEpisode.open(folder) for folder in _folders(episodes)]
+    steps = export_dataset(name, opened, root, trust=trust)
+    print(f"{name}  {len(opened)} episodes, {steps:,} steps")
+    return 0
+
+
 def _export_page(episodes: list, out: Path) -> int:
     from neurocoder.runs.replay.page import export_page
 

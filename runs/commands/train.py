@@ -52,11 +52,12 @@ def train(
     resume: str | None = None,
     trust: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Train an agent; ENV is any installed Gymnasium id, e.g. ALE/Pong-v5.
+    """Train an agent; ENV is any installed Gymnasium id, e.g. ALE/Pong-v5 or neurocoder/MNIST-v0.
 
     Without flags: A3C with Neurocoder heads; Atari games with the a3c network under the protocol
-    machado2018 (recipe `atari`), everything else with a small network (recipe `control`). Ctrl-C saves and
-    ends the run.
+    machado2018 (recipe `atari`), everything else with a small network (recipe `control`). Tasks of this package
+    (neurocoder/…) are learned by gradient from their targets, unless --agent a3c asks for reward only. Ctrl-C saves
+    and ends the run.
 
     Parameters
     ----------
@@ -65,11 +66,11 @@ def train(
     recipe
         Name (`neurocoder list recipes`) or TOML file.
     agent
-        Learner: a3c.
+        Learner: a3c (by reward) or supervised (by gradient from targets).
     encoder
-        a3c, nature, a3g, mlp or auto.
+        auto, or one of `neurocoder list encoders`.
     core
-        none, lstm or gru.
+        none, lstm, gru or ntm.
     head
         Head of actor and critic: `neurocoder list heads`.
     preset
@@ -114,8 +115,9 @@ def train(
 
 def _start(env: str | None, recipe: str | None, overrides: dict[str, Any], logs: Path, trust: bool) -> int:
     from neurocoder.runs.config import resolve
+    from neurocoder.runs.preparation import prepare
     from neurocoder.runs.run import Run
-    from neurocoder.runs.training import prepare, run_training
+    from neurocoder.runs.training import run_training
 
     config, policy = prepare(resolve(env, recipe, overrides, "command line", trust=trust))
     with Run.create(logs, config) as run:
@@ -128,8 +130,9 @@ def _resume(
 ) -> int:
     from neurocoder.errors import ConfigError
     from neurocoder.runs.checkpoint import load_newest, recover
+    from neurocoder.runs.preparation import prepare
     from neurocoder.runs.run import Run
-    from neurocoder.runs.training import prepare, run_training
+    from neurocoder.runs.training import run_training
 
     run = Run.open(text, logs)
     stored = run.config()
@@ -176,14 +179,18 @@ def _refuse_conflicts(
 
 def _announce(config: "TrainConfig", policy: Any, path: Path) -> None:
     parameters = sum(p.numel() for p in policy.parameters())
-    network = f"{config.policy.encoder} → {config.policy.core} → {config.policy.head} heads"
+    heads = f"{config.policy.head} {'heads' if config.policy.critic else 'head'}"
+    network = f"{config.policy.encoder} → {config.policy.core} → {heads}"
     print(f"{config.env}: {config.agent}, {network}, {parameters:,} parameters, {config.precision}")
     if config.protocol is not None:
         print(f"protocol {config.describe_protocol()}")
-    games = f"{config.a3c.workers} workers × {config.a3c.envs_per_worker} games"
-    if config.a3c.sync:
-        games += ", in step (A2C)"
-    print(f"{games}, {config.steps:,} agent steps, seed {config.seed}; writing {path}", flush=True)
+    if config.agent == "supervised":
+        how = f"batches of {config.supervised.batch_size}, {config.supervised.optimizer}"
+    else:
+        how = f"{config.a3c.workers} workers × {config.a3c.envs_per_worker} games"
+        if config.a3c.sync:
+            how += ", in step (A2C)"
+    print(f"{how}, {config.steps:,} agent steps, seed {config.seed}; writing {path}", flush=True)
 
 
 def _conclude(path: Path, outcome: Any) -> int:

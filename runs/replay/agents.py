@@ -1,9 +1,9 @@
 """Whose episodes are recorded: the agent of a run, or a model of Stable-Baselines3."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neurocoder.agents.player import GamePlayer, Player
 from neurocoder.envs import ENGINES, AtariCamera, AtariProtocol, WatchedGame, make_watched
@@ -40,10 +40,12 @@ class Agent:
     discount: float | None
     masked: list[str]
     trust: bool
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of its environment."""
 
     def make_game(self) -> WatchedGame:
         """Return a game of its environment, made for watching."""
-        game = make_watched(self.env, protocol=self.protocol, trust=self.trust)
+        game = make_watched(self.env, protocol=self.protocol, trust=self.trust, options=self.options)
         self.check(game)
         return game
 
@@ -63,6 +65,7 @@ class Agent:
         """Return what is known of the episode of `seed` before it is played."""
         return EpisodeInfo(
             env=self.env,
+            options=self.options,
             seed=seed,
             source=self.source,
             deterministic=self.deterministic,
@@ -96,15 +99,17 @@ def open_run(
     config = run.config()
     path = find_checkpoint(run.checkpoints, checkpoint)
     saved = load_checkpoint(path, with_optimizer=False)
-    game = make_watched(config.env, protocol=config.protocol, trust=trust)
+    agent = agent_of(run.path, path, config, trust=trust)
+    game = agent.make_game()
     try:
-        policy = Policy(game.single_observation_space, game.single_action_space, config.policy)
+        policy = Policy(
+            game.single_observation_space, game.single_action_space, config.policy.without_weights()
+        )
     finally:
         game.close()
     load_parameters(policy, saved.model, path)
     closed = [mask(policy, slot) for slot in masked]
     policy.to(device)
-    agent = agent_of(run.path, path, config, trust=trust)
     return replace(
         agent,
         make_player=lambda seed: Player(policy, deterministic=deterministic, seed=seed),
@@ -124,9 +129,10 @@ def agent_of(run: Path, checkpoint: Path, config: TrainConfig, *, trust: bool = 
         check=lambda _: None,
         deterministic=config.evaluation.deterministic,
         stuck_after=config.evaluation.stuck_after,
-        discount=config.a3c.gamma,
+        discount=config.a3c.gamma if config.agent == "a3c" else None,
         masked=[],
         trust=trust,
+        options=config.evaluation_options,
     )
 
 

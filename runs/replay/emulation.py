@@ -51,7 +51,7 @@ def emulate(info: EpisodeInfo, actions: np.ndarray, *, trust: bool = False) -> I
                 raise ReplayError(f"action {action} is not one of the {n_actions} of {info.env}")
             yield Moment(camera.step(action), camera.reward, camera.over)
         return
-    game = make_watched(info.env, trust=trust)
+    game = make_watched(info.env, trust=trust, options=info.options)
     try:
         game.reset(seed=info.seed)
         yield Moment(game.take()[0])

@@ -69,6 +69,8 @@ class EpisodeInfo:
     raw_return: float = 0.0
     ended: str = ""
     """terminated, truncated (frame cap, time limit) or stuck (cut by the recorder)."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments that the environment was made with."""
     start_frames: int = 0
     """Emulator frames before the first observation (Atari)."""
     protocol: dict[str, Any] | None = None

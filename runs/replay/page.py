@@ -114,6 +114,10 @@ def facts(episode: RecordedEpisode) -> list[tuple[str, str]]:
         found.insert(
             2, ("protocol", f"{name} [{info.protocol_hash}]: sticky {sticky}, {skip} frames per step")
         )
+    if info.options:
+        found.insert(
+            2, ("environment", ", ".join(f"{name} = {value}" for name, value in info.options.items()))
+        )
     if not info.replayable:
         found.append(("replay", "the environment is not deterministic: it cannot be played again"))
     return [(name, text) for name, text in found if text]

@@ -37,7 +37,7 @@ def rows_of(step: Step, *, full: bool = False) -> dict[str, np.ndarray]:
             rows[name] = said.float().cpu().numpy()
     rows |= programs.quantities(decision.traces, full=full)
     for name in ("target", "mask"):  # of a supervised task: the truth for the observation that was seen
-        told = step.info.get(name)
+        told = step.told.get(name)
         if isinstance(told, np.ndarray) and told.dtype.kind in "biuf" and told[0].size <= MAX_INFO:
             rows[f"info/{name}"] = told
     return rows

@@ -430,12 +430,9 @@ def a3c(n_actions: int, actor: nn.Module | None = None, critic: nn.Module | None
     frames = gym.spaces.Box(-np.inf, np.inf, (1, 80, 80), np.float32)
     config = PolicyConfig(encoder="a3g", core="lstm", core_size=512, head="linear")
     policy = Policy(frames, gym.spaces.Discrete(n_actions), config)
-    return named(
-        encoder=policy.encoder,
-        core=policy.core,
-        actor=actor or policy.actor,
-        critic=critic or policy.critic,
-    )
+    critic = critic or policy.critic
+    assert critic is not None
+    return named(encoder=policy.encoder, core=policy.core, actor=actor or policy.actor, critic=critic)
 
 
 def minimal_neurocoder(

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from neurocoder.runs.checkpoint import Retention, save_checkpoint
 from neurocoder.runs.config import resolve
+from neurocoder.runs.preparation import prepare
 from neurocoder.runs.replay.agents import open_run
 from neurocoder.runs.replay.recorder import Recording, record_episode
 from neurocoder.runs.run import Run
-from neurocoder.runs.training import prepare
 
 
 def make_run(logs: Path, env: str = "ALE/Pong-v5", **flags: object) -> Path:

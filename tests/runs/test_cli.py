@@ -19,8 +19,9 @@ from neurocoder.errors import NeurocoderError
 from neurocoder.runs.checkpoint import read_state
 from neurocoder.runs.cli import main
 from neurocoder.runs.config import recipe_names, resolve
+from neurocoder.runs.preparation import prepare
 from neurocoder.runs.run import Run
-from neurocoder.runs.training import prepare, run_training
+from neurocoder.runs.training import run_training
 
 PONG = "ALE/Pong-v5"
 SCRIPT = str(Path(sys.executable).parent / "neurocoder")

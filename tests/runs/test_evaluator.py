@@ -27,8 +27,8 @@ from neurocoder.runs.checkpoint import (
 from neurocoder.runs.cli import main
 from neurocoder.runs.config import resolve
 from neurocoder.runs.evaluator import MAX_RESTARTS, Evaluator, EvaluatorReport, evaluation_seed
+from neurocoder.runs.preparation import environment_factory, prepare
 from neurocoder.runs.run import Run
-from neurocoder.runs.training import environment_factory, prepare
 
 TOYS = '''
 import os, pathlib, time
@@ -276,7 +276,7 @@ import sys, time
 from pathlib import Path
 from neurocoder.runs.evaluator import Evaluator
 from neurocoder.runs.run import Run
-from neurocoder.runs.training import environment_factory
+from neurocoder.runs.preparation import environment_factory
 
 if __name__ == "__main__":
     run = Run(Path(sys.argv[1]))

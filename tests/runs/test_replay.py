@@ -22,6 +22,7 @@ from neurocoder.errors import ConfigError
 from neurocoder.policies.heads import HeadError
 from neurocoder.runs.cli import main
 from neurocoder.runs.config import resolve
+from neurocoder.runs.preparation import environment_factory, prepare
 from neurocoder.runs.replay import agents, emulation, recorder
 from neurocoder.runs.replay.emulation import ReplayMismatch, render, verify
 from neurocoder.runs.replay.episode import (
@@ -40,7 +41,6 @@ from neurocoder.runs.replay.spool import TraceSpool
 from neurocoder.runs.replay.video import draw
 from neurocoder.runs.run import Run
 from neurocoder.runs.scoring import score_checkpoint
-from neurocoder.runs.training import environment_factory, prepare
 
 Capture = pytest.CaptureFixture[str]
 STUCK = 65
@@ -619,7 +619,8 @@ def test_numbers_that_the_environment_tells_are_kept() -> None:
         np.array([False]),
         np.array([False]),
         np.array([False]),
-        {"_episode": np.array([False]), "target": np.array([[1, 0]]), "mask": np.array(["x"])},
+        {"_episode": np.array([False]), "target": np.array([[0, 1]])},
+        {"target": np.array([[1, 0]]), "mask": np.array(["x"])},
     )
     rows = recorder.rows_of(step)
     assert rows["action"].dtype == np.float64 and rows["action"].tolist() == [[1.0, -1.0]]

@@ -11,8 +11,8 @@ from neurocoder.envs import make_vec
 from neurocoder.policies import Policy
 from neurocoder.runs.checkpoint import CheckpointError, Retention, save_checkpoint
 from neurocoder.runs.config import EvaluationConfig, TrainConfig, resolve
+from neurocoder.runs.preparation import environment_factory, prepare
 from neurocoder.runs.scoring import MAX_GAMES, score_checkpoint
-from neurocoder.runs.training import environment_factory, prepare
 
 SMALL = {"policy.core": "none", "policy.head": "linear"}
 

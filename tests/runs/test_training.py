@@ -20,8 +20,9 @@ from neurocoder.envs import PROTOCOLS
 from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint, saved_steps
 from neurocoder.runs.cli import main
 from neurocoder.runs.config import read_recipe, recipe_names, resolve
+from neurocoder.runs.preparation import prepare, resolve_precision
 from neurocoder.runs.run import Run, find_runs
-from neurocoder.runs.training import prepare, resolve_precision, run_training
+from neurocoder.runs.training import run_training
 
 TIME_COLUMNS = {"seconds", "steps_per_second"}
 SMALL = {

@@ -1,0 +1,1 @@
+../../src/neurocoder/registration.py

@@ -1,0 +1,92 @@
+"""``neurocoder reproduce``."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+
+def reproduce(
+    name: str,
+    /,
+    *,
+    quick: Annotated[bool, Parameter(negative="")] = False,
+    seeds: int | None = None,
+    jobs: int = 2,
+    only: str | None = None,
+    json: Path | None = None,
+    logs: Path = Path("logs"),
+) -> int:
+    """Train what a table or figure of the paper needs, and print ours beside the paper's, with controls.
+
+    What is finished is kept in LOGS/reproduce/NAME and not run again; what was interrupted goes on.
+
+    Parameters
+    ----------
+    name
+        table2, fig4, fig5, fig6 or table6.
+    quick
+        A look in a few minutes: few updates, one seed, in a folder of its own.
+    seeds
+        Runs of each setting.
+    jobs
+        Runs side by side, one thread each.
+    only
+        Settings whose name contains this text.
+    json
+        Write the table into this file, too.
+    logs
+        Folder of all runs.
+    """
+    from neurocoder.errors import ConfigError, require
+    from neurocoder.runs.reproduce.catalogue import experiment, is_count
+
+    require(jobs >= 1, "--jobs", jobs, ">= 1")
+    require(seeds is None or seeds >= 1, "--seeds", seeds, ">= 1")
+    if json is not None and not json.parent.is_dir():
+        raise ConfigError(f"--json {json}: there is no folder {json.parent}")
+    if is_count(name):
+        return _counts(json)
+    from neurocoder.runs.reproduce.experiment import check, read_rows, report, run_missing, summary
+
+    found = experiment(name)
+    folder = logs / "reproduce" / name
+    if quick:
+        folder = folder.with_name(f"{name}-quick")
+        settings = [replace(s, overrides={**s.overrides, **found.quick}) for s in found.settings]
+        found = replace(found, settings=settings, seeds=1)
+    if only is not None and not any(only in setting.label for setting in found.settings):
+        known = ", ".join(repr(setting.label) for setting in found.settings)
+        raise ConfigError(f"--only {only}: no setting is called like that; known: {known}")
+    check(found)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write logs in {logs}: {error.strerror or error}; choose another --logs"
+        ) from None
+    run_missing(found, folder, seeds or found.seeds, jobs, only)
+    print(report(found, folder))
+    print(f"rows, CSV and pictures: {folder}")
+    if json is not None:
+        _write(json, summary(found, read_rows(folder)))
+    return 0
+
+
+def _counts(json: Path | None) -> int:
+    from dataclasses import asdict
+
+    from neurocoder.runs.reproduce.table6 import markdown, table6
+
+    rows = table6()
+    print(markdown(rows))
+    if json is not None:
+        _write(json, [{**asdict(row), "count": row.computed} for row in rows])
+    return 0
+
+
+def _write(file: Path, rows: Any) -> None:
+    import json
+
+    file.write_text(json.dumps({"rows": rows}, indent=1) + "\n", "utf-8")

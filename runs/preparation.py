@@ -1,0 +1,109 @@
+"""What comes before a run: nothing is left on ``auto``, and whatever can be wrong shows before anything is written."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from neurocoder.envs import EpisodeRecorder, make_tasks, make_vec, random_observations
+from neurocoder.errors import ConfigError
+from neurocoder.policies import Policy, calibrate
+from neurocoder.runs.checkpoint import Checkpoint, load_parameters
+from neurocoder.runs.config import TrainConfig
+
+IMAGE_DIMENSIONS = 3
+"""Channels, height and width."""
+
+
+def check_device(device: str) -> None:
+    """Raise a ConfigError unless torch can compute on `device` here."""
+    try:
+        kind = torch.device(device).type
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        count = torch.cuda.device_count()
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device={device!r} is not there ({reason}); this machine has cpu"
+            f"{f' and {count} CUDA devices' if count else ' and no CUDA device'}"
+        ) from None
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"device={device!r}: expected cpu, cuda or cuda:N")
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Return fp32 or bf16. ``auto`` is bf16 where the processor's flags have it, never by a timing."""
+    if precision != "auto":
+        return precision
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    try:
+        flags = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return "fp32"
+    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+
+
+def environment_factory(
+    config: TrainConfig, *, trust: bool = True, evaluation: bool = False
+) -> partial[EpisodeRecorder]:
+    """Return a picklable ``make_envs(num_envs)`` for the run's environment and protocol.
+
+    For an `evaluation`, the environment's options are those that the configuration has for evaluations.
+    """
+    return partial(
+        make_vec,
+        config.env,
+        protocol=config.protocol,
+        vectorization=config.vectorization,
+        trust=trust,
+        options=config.evaluation_options if evaluation else config.env_options,
+    )
+
+
+def make_policy(config: TrainConfig, envs: EpisodeRecorder) -> Policy:
+    """Return a fresh policy for the run, its weights drawn from the run's seed."""
+    torch.manual_seed(config.seed)
+    return Policy(envs.single_observation_space, envs.single_action_space, config.policy)
+
+
+def prepare(
+    config: TrainConfig, checkpoint: Checkpoint | None = None, *, trust: bool = True
+) -> tuple[TrainConfig, Policy]:
+    """Return the configuration with nothing left on ``auto``, and a fresh policy, or the checkpoint's.
+
+    Everything that can be wrong with a configuration shows here, before anything is written.
+    """
+    check_device(config.device)
+    config = replace(config, precision=resolve_precision(config.precision, config.device))
+    if config.agent == "supervised":
+        for options in (config.env_options, config.evaluation_options):
+            make_tasks(config.env, 1, options, trust=trust).close()
+    make_envs = environment_factory(config, trust=trust)
+    wanted = config.policy
+    if checkpoint is not None:
+        config = replace(config, policy=wanted.without_weights())
+    with_envs = make_envs(1)
+    try:
+        policy = make_policy(config, with_envs)
+    finally:
+        with_envs.close()
+    _refuse_running_statistics(config, policy)
+    if checkpoint is not None:
+        load_parameters(policy, checkpoint.model, checkpoint.path)
+    elif config.calibration_steps and len(policy.observation_space.shape) == IMAGE_DIMENSIONS:
+        seen = random_observations(make_envs, config.calibration_steps, config.seed)
+        calibrate(policy, torch.from_numpy(seen))
+    return replace(config, policy=replace(wanted, encoder=policy.config.encoder)), policy
+
+
+def _refuse_running_statistics(config: TrainConfig, policy: Policy) -> None:
+    """A3C's workers share parameters, not what batch normalisation counts."""
+    counting = any(isinstance(layer, nn.BatchNorm2d) and layer.training for layer in policy.modules())
+    if config.agent == "a3c" and counting:
+        raise ConfigError(
+            f"encoder {policy.config.encoder!r} has batch normalisation, whose running statistics A3C's workers do "
+            f"not share: use --set policy.encoder_config.frozen=true where it has that option, or --agent supervised"
+        )

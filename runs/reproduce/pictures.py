@@ -1,0 +1,54 @@
+"""Pictures that several experiments draw from their rows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from neurocoder.runs.reproduce.experiment import Row
+
+
+def labels_of(rows: Sequence[Row]) -> list[str]:
+    """Return the settings that have rows, in their order."""
+    return list(dict.fromkeys(row["label"] for row in rows))
+
+
+def bars(rows: Sequence[Row], file: Path, title: str) -> None:
+    """Draw a bar for each setting's mean score, and a dot for each of its seeds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    labels = labels_of(rows)
+    scores = [[row["scores"][-1] for row in rows if row["label"] == label] for label in labels]
+    figure, axis = plt.subplots(figsize=(7, 0.4 * len(labels) + 1), layout="constrained")
+    axis.barh(labels, [np.mean(values) for values in scores], color="C0", alpha=0.35)
+    for place, values in enumerate(scores):
+        axis.plot(values, [place] * len(values), "k.", markersize=5)
+    low = min(min(values) for values in scores)
+    axis.set(xlabel=title, xlim=(max(0, low - 5), None))
+    axis.invert_yaxis()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def curves(rows: Sequence[Row], file: Path, title: str, *, per_update: int, logarithmic: bool) -> None:
+    """Draw each setting's loss over updates: the mean over its seeds, and a band from the lowest to the highest."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    for number, label in enumerate(labels_of(rows)):
+        own = [row for row in rows if row["label"] == label]
+        length = min(len(row["steps"]) for row in own)
+        x = np.array(own[0]["steps"][:length]) / per_update
+        y = np.array([row["losses"][:length] for row in own])
+        axis.plot(x, y.mean(axis=0), color=f"C{number}", label=f"{label} ({len(own)} seeds)")
+        axis.fill_between(x, y.min(axis=0), y.max(axis=0), color=f"C{number}", alpha=0.2, linewidth=0)
+    axis.set(xlabel="updates", ylabel=title, yscale="log" if logarithmic else "linear")
+    axis.legend(fontsize=8)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

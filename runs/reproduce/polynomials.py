@@ -1,0 +1,215 @@
+"""Figures 5 and 6: polynomial auto-regression by a GRU whose output layer is composed.
+
+Sizes are the paper's: a GRU of 32 units with a linear output, 28 with HyperNet's scales, 16 with a Neurocoder of one step
+(P = 10, H = 15), 8 with one of five steps (P = 20, H = 1). A program of one output has rank 1 whatever is composed, so the
+control is a static layer on the smallest GRU. What the paper does not say is set here: 100 points, 5 chunks, every chunk
+scaled to |y| <= 1, Adam at 1e-3, gradients of at most norm 1.
+"""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from neurocoder.envs import make_tasks
+from neurocoder.policies import Policy
+from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint
+from neurocoder.runs.preparation import prepare
+from neurocoder.runs.reproduce.experiment import Experiment, Row, Setting
+from neurocoder.runs.reproduce.pictures import curves
+from neurocoder.runs.reproduce.verdicts import against
+from neurocoder.runs.run import Run
+
+ENV = "neurocoder/Polynomial-v0"
+LENGTH, BATCH = 100, 128
+PER_UPDATE = LENGTH * BATCH
+UPDATES = 10_000
+SINGLE = {"slots": 10, "attention_steps": 1, "attention_heads": 15}
+MULTI = {"slots": 20, "attention_steps": 5, "attention_heads": 1}
+COMMON = {"key_size": 3, "least_used": 2, "orthogonality": 0.1, "residual": False, "sharpness": 1.0}
+MODELS: dict[str, tuple[int, str, dict[str, Any]]] = {
+    # GRU units, head, its options
+    "linear": (32, "linear", {}),
+    "hypernet": (28, "hypernet", {}),
+    "neurocoder single-step": (16, "neurocoder", {**COMMON, **SINGLE}),
+    "neurocoder multi-step": (8, "neurocoder", {**COMMON, **MULTI}),
+    "linear, GRU of 8": (8, "linear", {}),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    ", twice the chunks": {"env_options.chunks": 10},
+    ", noise 0.1": {"env_options.noise": 0.1},
+}
+TOLERANCE = 2
+"""Steps by which a found boundary may miss a true one."""
+
+
+def _setting(model: str, variant: str) -> Setting:
+    units, head, options = MODELS[model]
+    overrides: dict[str, Any] = {
+        "steps": UPDATES * PER_UPDATE,
+        "checkpoint_every": UPDATES // 20 * PER_UPDATE,
+        "evaluation.every": UPDATES // 20 * PER_UPDATE,
+        "evaluation.episodes": 1024,
+        "keep_checkpoints": 1,
+        "milestone_every": 0,
+        "policy.core_size": units,
+        "policy.head": head,
+        "policy.head_config": {},
+        **{f"policy.head_config.{name}": value for name, value in options.items()},
+        **VARIANTS[variant],
+    }
+    return Setting(model + variant, ENV, "polynomial", overrides)
+
+
+# ------------------------------------------------------------------------ does attention follow chunks?
+
+
+def changes(attention: np.ndarray) -> np.ndarray:
+    """Return how much attention [T, ..., P] moves before each step, [T] with 0 first: half the L1 distance, per row."""
+    moved = np.abs(np.diff(attention, axis=0)).sum(axis=-1) / 2
+    return np.concatenate([[0.0], moved.reshape(len(moved), -1).mean(axis=1)])
+
+
+def boundary_score(change: np.ndarray, boundaries: Sequence[int], tolerance: int = TOLERANCE) -> float:
+    """Return the share of `boundaries` that are among the len(boundaries) highest peaks of `change` [T].
+
+    A peak is a step that no other within `tolerance` exceeds; it finds a boundary that is at most `tolerance` steps away.
+    """
+    taken: list[int] = []
+    for step in np.argsort(-change, kind="stable"):
+        if len(taken) == len(boundaries):
+            break
+        if change[step] > 0 and all(abs(step - other) > tolerance for other in taken):
+            taken.append(int(step))
+    found = sum(any(abs(step - boundary) <= tolerance for step in taken) for boundary in boundaries)
+    return found / len(boundaries)
+
+
+@torch.no_grad()
+def attention_over(policy: Policy, inputs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the head attends to in M_U, [T, B, P] (its first component), and predictions [T, B]."""
+    start = torch.zeros(inputs.shape[:2], dtype=torch.bool)
+    start[0] = True
+    output, _, trace = policy.eval()(inputs, policy.initial_state(inputs.shape[1]), start)
+    return trace.actor.attention_u[..., 0, :].numpy(), output.logits[..., 0].numpy()
+
+
+def open_policy(folder: Path, row: Row) -> tuple[Policy, dict[str, Any]]:
+    """Return the policy that a row's run ended with, and the options of its environment."""
+    run = Run(folder / row["run"])
+    saved = load_checkpoint(find_checkpoint(run.checkpoints), with_optimizer=False)
+    config, policy = prepare(run.config(), saved, trust=False)
+    return policy, config.evaluation_options
+
+
+def boundary_scores(folder: Path, row: Row, sequences: int = 256) -> dict[str, float]:
+    """Return the mean boundary score of a run's attention, of the jumps of y itself, and of chance."""
+    policy, options = open_policy(folder, row)
+    envs = make_tasks(ENV, sequences, options)
+    drawn = envs.task.draw(12345, 0, sequences)
+    attention, _ = attention_over(policy, torch.from_numpy(drawn.inputs))
+    chunks = int(options.get("chunks", 5))
+    boundaries = [LENGTH // chunks * c for c in range(1, chunks)]
+    generator = np.random.default_rng(0)
+    y = drawn.targets[..., 0]
+    jumps = np.abs(np.diff(y, axis=0, prepend=y[:1]))
+    scores = {"attention": [], "jumps of y": [], "chance": []}  # type: dict[str, list[float]]
+    for b in range(sequences):
+        scores["attention"].append(boundary_score(changes(attention[:, b]), boundaries))
+        scores["jumps of y"].append(boundary_score(jumps[:, b], boundaries))
+        scores["chance"].append(boundary_score(generator.random(LENGTH), boundaries))
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def draw_attention(folder: Path, row: Row, file: Path) -> None:
+    """Draw one sequence as Figure 5 does: attention of the first component above, prediction and truth below."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    policy, options = open_policy(folder, row)
+    drawn = make_tasks(ENV, 1, options).task.draw(7, 0, 1)
+    attention, predicted = attention_over(policy, torch.from_numpy(drawn.inputs))
+    chunks = int(options.get("chunks", 5))
+    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 4.5), sharex=True, layout="constrained")
+    above.imshow(attention[:, 0].T, aspect="auto", cmap="magma", interpolation="nearest")
+    above.set(ylabel="slot of M_U", title=f"{row['label']}, seed {row['seed']}")
+    below.plot(drawn.targets[:, 0, 0], color="C0", label="y")
+    below.plot(predicted[:, 0], color="C1", label="predicted")
+    for c in range(1, chunks):
+        for axis in (above, below):
+            axis.axvline(LENGTH // chunks * c - 0.5, color="green", linestyle="--", linewidth=0.8)
+    below.set(xlabel="step")
+    below.legend(fontsize=8)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def figures5(rows: Sequence[Row], folder: Path) -> None:
+    """Draw Figure 5 for both Neurocoders, and write how well their attention finds boundaries."""
+    lines = ["setting,seed,attention,jumps of y,chance"]
+    for row in rows:
+        if row["label"] not in ("neurocoder single-step", "neurocoder multi-step"):
+            continue
+        scores = boundary_scores(folder, row)
+        lines.append(f"{row['label']},{row['seed']}," + ",".join(f"{value:.3f}" for value in scores.values()))
+        if row["seed"] == 0:
+            draw_attention(folder, row, folder / f"attention-{row['label'].split()[-1]}.png")
+    (folder / "boundaries.csv").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def figures6(rows: Sequence[Row], folder: Path) -> None:
+    """Draw the learning curves of each variant."""
+    for variant in VARIANTS:
+        own = [row for row in rows if row["label"] in {model + variant for model in MODELS}]
+        if own:
+            name = "curves" + (variant.replace(", ", "-").replace(" ", "-").replace(".", "") or "")
+            curves(own, folder / f"{name}.png", "mean squared error", per_update=PER_UPDATE, logarithmic=True)
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Say whether the order of Figure 6 (multi-step < single-step < HyperNet < linear) is there."""
+    parts = []
+    order = ["neurocoder multi-step", "neurocoder single-step", "hypernet", "linear"]
+    for variant in VARIANTS:
+        for better, worse in itertools.pairwise(order):
+            parts.append(against(rows, better + variant, worse + variant, "loss", higher=False))
+        parts.append(
+            against(
+                rows, "neurocoder multi-step" + variant, "linear, GRU of 8" + variant, "loss", higher=False
+            )
+        )
+    return "\n".join(f"- {part}" for part in parts if part)
+
+
+QUICK = {
+    "steps": 200 * PER_UPDATE,
+    "checkpoint_every": 50 * PER_UPDATE,
+    "evaluation.every": 50 * PER_UPDATE,
+    "evaluation.episodes": 128,
+}
+FIG6 = Experiment(
+    "fig6",
+    "Figure 6: polynomial auto-regression, mean squared error",
+    [_setting(model, variant) for variant in VARIANTS for model in MODELS],
+    quick=QUICK,
+    seeds=3,
+    metric="loss",
+    verdict=verdict,
+    figures=figures6,
+)
+FIG5 = Experiment(
+    "fig5",
+    "Figure 5: attention over a sequence of polynomials",
+    [_setting(model, "") for model in ("neurocoder single-step", "neurocoder multi-step")],
+    quick=QUICK,
+    seeds=3,
+    metric="loss",
+    verdict=lambda rows: "How well attention finds the boundaries between chunks: boundaries.csv.",
+    figures=figures5,
+)

@@ -1,0 +1,37 @@
+"""What rows say, in sentences: which of two settings is better, by how much, and with how many seeds."""
+
+import statistics
+from collections.abc import Sequence
+
+from neurocoder.runs.reproduce.experiment import Row
+
+
+def ends(rows: Sequence[Row], label: str, metric: str) -> dict[int, float]:
+    """Return what the runs of setting `label` came to, by seed: accuracy or loss of their last checkpoint."""
+    key = "losses" if metric == "loss" else "scores"
+    return {row["seed"]: row[key][-1] for row in rows if row["label"] == label}  # type: ignore[literal-required]
+
+
+def against(rows: Sequence[Row], ours: str, other: str, metric: str, *, higher: bool) -> str:
+    """Return a sentence that compares setting `ours` with `other` seed by seed; nothing where one has no rows.
+
+    It is called better, or worse, only if that is so with every one of at least three seeds.
+    """
+    first, second = ends(rows, ours, metric), ends(rows, other, metric)
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        return ""
+    sign = 1 if higher else -1
+    gains = [sign * (first[seed] - second[seed]) for seed in seeds]
+    wins = sum(gain > 0 for gain in gains)
+    numbers = f"{statistics.mean(first.values()):.5g} against {statistics.mean(second.values()):.5g}"
+    score = f"better with {wins} of {len(seeds)} seeds"
+    if len(seeds) < 3:
+        word = "too few seeds to say"
+    elif wins == len(seeds):
+        word = "better"
+    elif wins == 0:
+        word = "worse"
+    else:
+        word = "no clear difference"
+    return f"{ours} against {other}: {numbers}, {score}: {word}."

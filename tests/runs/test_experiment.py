@@ -1,0 +1,162 @@
+"""Experiments: rows come from the toolkit's own command, once each, and an interrupted run goes on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from neurocoder.errors import ConfigError, NeurocoderError
+from neurocoder.runs.cli import main
+from neurocoder.runs.reproduce import experiment as ex
+from neurocoder.runs.reproduce.catalogue import EXPERIMENTS, experiment
+from neurocoder.runs.reproduce.polynomials import boundary_score, changes
+from neurocoder.runs.reproduce.verdicts import against
+from neurocoder.runs.run import find_runs
+
+SMALL = {
+    "steps": 1_920,
+    "checkpoint_every": 640,
+    "evaluation.every": 640,
+    "supervised.batch_size": 64,
+    "policy.encoder_config.hidden": [16],
+}
+
+
+def digits(label, head, **options):
+    overrides = {**SMALL, "policy.head": head, **{f"policy.head_config.{k}": v for k, v in options.items()}}
+    return ex.Setting(label, "neurocoder/Digits-v0", "images", overrides, published="99")
+
+
+def tiny(*settings):
+    return ex.Experiment(
+        "tiny", "A tiny table", settings, {}, 2, "accuracy", lambda rows: "So it is.", lambda *_: None
+    )
+
+
+def test_a_table_is_trained_once(tmp_path, capsys):
+    table = tiny(digits("linear", "linear"), digits("low rank", "lowrank", rank=2))
+    ex.check(table)
+    ex.run_missing(table, tmp_path, seeds=2, jobs=2)
+    rows = ex.read_rows(tmp_path)
+    assert {(row["label"], row["seed"]) for row in rows} == {
+        (a, b) for a in ("linear", "low rank") for b in (0, 1)
+    }
+    for row in rows:
+        assert row["steps"] == [640, 1280, 1920] and len(row["scores"]) == len(row["losses"]) == 3
+        assert row["scored"] == 355 and "digits" in row["data"]
+        head = 170 if row["label"] == "linear" else 16 * 2 + 2 * 10 + 10
+        assert row["parameters"] == 64 * 16 + 16 + head
+        assert row["command"].startswith("neurocoder train neurocoder/Digits-v0 --recipe images --seed")
+        assert str(tmp_path) not in row["command"]
+    assert rows[0]["scores"][-1] > 20  # chance: 10
+    assert "0 min left" in capsys.readouterr().out
+    ex.run_missing(table, tmp_path, seeds=2, jobs=2)
+    assert len(ex.read_rows(tmp_path)) == 4 and capsys.readouterr().out == ""
+    text = ex.report(table, tmp_path)
+    ends = [row["scores"][-1] for row in rows if row["label"] == "linear"]
+    assert f"| linear | 1,210 | 2 | {np.mean(ends):.2f} ± {np.std(ends, ddof=1):.2f} |" in text
+    assert "So it is." in text and "| 99 |" in text
+    assert (tmp_path / "rows.csv").read_text().count("\n") == 13
+    assert json.loads((tmp_path / "summary.json").read_text())[0]["setting"] == "linear"
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    setting = digits("long", "linear").with_overrides(
+        steps=64_000, checkpoint_every=6_400, evaluation__every=32_000
+    )
+    logs = tmp_path / "runs" / "long-seed5"
+    command = [sys.executable, "-m", "neurocoder.runs.cli", *ex.command_of(setting, 5, logs)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(logs.glob("*/*/checkpoints/6*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (before,) = find_runs(logs)
+    row = ex.train(setting, 5, tmp_path)
+    (after,) = find_runs(logs)
+    assert before.path == after.path and row["steps"] == [32_000, 64_000]
+    other = ex.train(setting.with_overrides(), 5, tmp_path / "whole")
+    assert row["scores"] == other["scores"] and row["losses"] == other["losses"]  # to the bit
+
+
+def test_a_failed_run_says_why(tmp_path):
+    setting = digits("bad", "linear").with_overrides(supervised__learning_rate=1e30)
+    with pytest.raises(NeurocoderError, match="the loss is"):
+        ex.train(setting, 0, tmp_path)
+
+
+def test_settings_that_cannot_be_trained_are_found_before_anything_is_run():
+    with pytest.raises(ConfigError, match="rank_"):
+        ex.check(tiny(digits("linear", "linear"), digits("typo", "lowrank", rank_=2)))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_setting_of_the_paper_can_be_trained_in_full_and_quickly(name):
+    found = experiment(name)
+    ex.check(found)
+    assert len({setting.label for setting in found.settings}) == len(found.settings)
+    for setting in found.settings:
+        quick = setting.with_overrides(**found.quick)
+        ex.check(tiny(quick))
+        assert quick.overrides["steps"] % quick.overrides["checkpoint_every"] == 0
+
+
+def test_values_on_the_command_line_are_one_argument():
+    setting = ex.Setting("x", "e", "r", {"a": [1, 2.5], "b": "text", "c": {}, "d": {"e": True}})
+    arguments = ex.command_of(setting, 0, ex.Path("logs"))
+    assert arguments[9::2] == ["a=[ 1, 2.5, ]", 'b="text"', "c={}", "d={e = true}"]
+
+
+def rows_of(label, values):
+    return [
+        {"label": label, "seed": seed, "scores": [0.0, v], "losses": [9.0, v]}
+        for seed, v in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "word"),
+    [
+        ([3, 4, 5], [2, 3, 4], "better"),
+        ([1, 2, 3], [2, 3, 4], "worse"),
+        ([3, 2, 5], [2, 3, 4], "no clear difference"),
+        ([3, 4], [2, 3], "too few seeds to say"),
+    ],
+)
+def test_verdicts(ours, other, word):
+    rows = [*rows_of("ours", ours), *rows_of("other", other)]
+    assert against(rows, "ours", "other", "accuracy", higher=True).endswith(f": {word}.")
+    assert against(rows, "ours", "nobody", "accuracy", higher=True) == ""
+    opposite = {"better": "worse", "worse": "better"}.get(word, word)
+    assert against(rows, "ours", "other", "loss", higher=False).endswith(f": {opposite}.")
+
+
+def test_boundaries_are_found_where_attention_changes():
+    attention = np.zeros((100, 1, 4))
+    for step in range(100):
+        attention[step, 0, [0, 1, 2, 1, 3][step // 20]] = 1
+    change = changes(attention)
+    assert np.flatnonzero(change).tolist() == [20, 40, 60, 80] and change[20] == 1
+    assert boundary_score(change, [20, 40, 60, 80]) == 1
+    assert boundary_score(change, [22, 40, 63, 80]) == 0.75  # two steps away counts, three do not
+    assert boundary_score(np.zeros(100), [20, 40]) == 0
+    blurred = np.zeros(100)
+    blurred[[19, 20, 21, 50]] = [0.9, 1.0, 0.9, 0.5]  # one peak is one boundary
+    assert boundary_score(blurred, [20, 50]) == 1
+
+
+def test_the_command_prints_counts_and_refuses_what_there_is_not(tmp_path, capsys):
+    file = tmp_path / "counts.json"
+    assert main(["reproduce", "table6", "--json", str(file)]) == 0
+    assert "328,194" in capsys.readouterr().out
+    assert any(row["count"] == 328_194 for row in json.loads(file.read_text())["rows"])
+    assert main(["reproduce", "table9"]) == 2
+    assert "unknown table or figure 'table9'" in capsys.readouterr().err
+    assert main(["reproduce", "fig6", "--only", "nothing", "--logs", str(tmp_path)]) == 2
+    assert "no setting is called like that" in capsys.readouterr().err
+    assert not (tmp_path / "reproduce").exists()
