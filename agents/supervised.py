@@ -20,7 +20,7 @@ Shape suffixes: T time, B batch.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -31,12 +31,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neurocoder.agents.rollout import NonFiniteLossError
-from neurocoder.envs import EPISODE, Place, TaskVectorEnv
+from neurocoder.envs import EPISODE, Curriculum, Place, TaskVectorEnv
 from neurocoder.errors import ConfigError, require
 from neurocoder.policies import Policy
 
 OPTIMIZERS = ("adam", "sgd", "rmsprop", "adagrad")
 SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True, slots=True)
+class CurriculumConfig:
+    """An option of the task that grows while it is learned: from `start` to `end`, over `updates` updates."""
+
+    option: str = ""
+    """E.g. max_length; empty: there is no curriculum."""
+    start: int = 1
+    end: int = 1
+    updates: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.updates >= 0, "supervised.curriculum.updates", self.updates, ">= 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +71,7 @@ class SupervisedConfig:
     """Gradients longer than this are scaled down to it; 0 switches that off."""
     max_grad_value: float = 0.0
     """Every number of the gradient is cut to ± this, as in Graves et al. 2014; 0 switches that off."""
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "supervised.batch_size", self.batch_size, ">= 1")
@@ -228,6 +243,9 @@ class SupervisedLearner:
         seed: int,
         precision: str = "fp32",
     ) -> None:
+        if (plan := config.curriculum).option:
+            task = Curriculum(envs.task, plan.option, plan.start, plan.end, plan.updates)
+            envs = TaskVectorEnv(task, envs.num_envs)
         self.policy, self.envs, self.config = policy, envs, config
         self.total_steps, self.precision = total_steps, precision
         self.steps = 0

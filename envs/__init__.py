@@ -13,7 +13,7 @@ from neurocoder.envs.pictures import AtariCamera
 from neurocoder.envs.random_play import random_observations
 from neurocoder.envs.registry import EnvError, env_ids, env_spec, is_atari, is_task
 from neurocoder.envs.replayable import GameState, ReplayableEnvs, SeededEpisodes, episode_seed
-from neurocoder.envs.tasks import EPISODE, Place, Task, TaskVectorEnv, make_tasks
+from neurocoder.envs.tasks import EPISODE, Curriculum, Place, Task, TaskVectorEnv, make_tasks
 from neurocoder.envs.vector import EpisodeRecorder, make_vec
 from neurocoder.envs.watching import WatchedGame, make_watched
 
@@ -25,6 +25,7 @@ __all__ = [
     "AtariCamera",
     "AtariEnvs",
     "AtariProtocol",
+    "Curriculum",
     "EnvError",
     "EpisodeRecorder",
     "GameState",

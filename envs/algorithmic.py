@@ -33,10 +33,16 @@ class Sequential(Task):
     """A sequence task: observations are its inputs [I], actions its O output bits; an episode is one sequence."""
 
     def __init__(self, kind: str, **fields: Any) -> None:
+        self.kind, self.fields = kind, fields
         self.sequences = KINDS[kind](**fields)
         low, high = _bounds(self.sequences)
         self.observation_space = gym.spaces.Box(low, high, (self.sequences.input_size,), np.float32)
         self.action_space = gym.spaces.MultiBinary(self.sequences.output_size)
+
+    def with_option(self, name: str, value: Any) -> "Sequential":
+        if name not in KINDS[self.kind].__dataclass_fields__:  # type: ignore[attr-defined]  # they all are
+            return super().with_option(name, value)  # type: ignore[return-value]  # which raises
+        return Sequential(self.kind, **{**self.fields, name: value})
 
     def draw(self, seed: int, index: int, batch: int) -> Drawn:
         """Return the sequences number `index` of `batch` environments."""

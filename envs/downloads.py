@@ -1,10 +1,13 @@
 """Downloads of data sets: checked by hash, whole or not at all, by one process at a time."""
 
+import errno
+import gzip
 import hashlib
 import json
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,10 @@ from neurocoder.envs.registry import EnvError
 
 RECEIPT = "official.json"
 """What a checked archive held: SHA-256 by file."""
+
+
+LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+"""What is wrong here and not at the other end: another mirror would not help."""
 
 
 class DataError(EnvError):
@@ -85,18 +92,17 @@ class _Refused(Exception):
 
 def _retrieve(urls: list[str], md5: str, target: Path) -> None:
     """Download from the first address that gives the right bytes."""
+    # A .gz file is to come as it is, whatever the server could do to it on the way.
+    headers = {"Accept-Encoding": "identity"}
+    downloader = pooch.HTTPDownloader(progressbar=True, timeout=30, headers=headers)
     last = ""
     for url in urls:
         try:
-            pooch.retrieve(
-                url,
-                f"md5:{md5}",
-                target.name,
-                target.parent,
-                downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),
-            )
+            pooch.retrieve(url, f"md5:{md5}", target.name, target.parent, downloader=downloader)
             return
         except Exception as error:  # requests' and urllib3's many, and pooch's own for a wrong hash
+            if isinstance(error, OSError) and error.errno in LOCAL:
+                raise
             wrong = isinstance(error, ValueError) and "hash" in str(error)
             last = f"{url}: {'not the official bytes' if wrong else type(error).__name__}"
             target.unlink(missing_ok=True)
@@ -123,7 +129,7 @@ def unpack(packed: Path, folder: Path, names: Collection[str]) -> None:
                 with (folder / name).open("wb") as file:  # by its bare name: no path in the archive counts
                     shutil.copyfileobj(content, file)
                 missing.remove(name)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{packed.name}: the archive is damaged: {error}") from None
     if missing:
         raise DataError(f"{packed.name}: the archive lacks {', '.join(sorted(missing))}")

@@ -55,6 +55,12 @@ class Polynomial(Task):
         self.observation_space = gym.spaces.Box(-largest, largest, dtype=np.float32)
         self.action_space = gym.spaces.Box(-bound, bound, (1,), np.float32)
 
+    def with_option(self, name: str, value: Any) -> "Polynomial":
+        options = {"length": self.length, "chunks": self.chunks, "noise": self.noise}
+        if name not in options:
+            return super().with_option(name, value)  # type: ignore[return-value]  # which raises
+        return Polynomial(**{**options, name: value})
+
     def draw(self, seed: int, index: int, batch: int) -> Drawn:
         """Return the sequences number `index` of `batch` environments."""
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))

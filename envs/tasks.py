@@ -56,6 +56,16 @@ class Task(ABC):
         """Return how many draws show everything once, or None where there is no such number."""
         return None
 
+    def with_option(self, name: str, value: Any) -> "Task":
+        """Return the same task with another value of option `name`.
+
+        Raises
+        ------
+        EnvError
+            There is no such option, it is not one that may change while something learns, or not to this value.
+        """
+        raise EnvError(f"{type(self).__name__} has no option {name!r} that may change while something learns")
+
     @abstractmethod
     def draw(self, seed: int, index: int, batch: int) -> Drawn:
         """Return the draw number `index` of the stream that `seed` begins, for `batch` environments."""
@@ -79,6 +89,40 @@ class Place(NamedTuple):
     draw: int
     step: int
     steps: int
+
+
+class Curriculum(Task):
+    """A task one of whose options grows from draw to draw, in equal steps, and then stays.
+
+    Parameters
+    ----------
+    task
+        What is learned. Its spaces hold throughout.
+    option
+        An option of it that is a whole number, e.g. max_length.
+    start, end
+        Its value in the first draw, and from draw number `draws` on.
+
+    Raises
+    ------
+    EnvError
+        The task has no such option, or not with these values.
+    """
+
+    def __init__(self, task: Task, option: str, start: int, end: int, draws: int) -> None:
+        self.task, self.option, self.start, self.end, self.draws = task, option, start, end, draws
+        self.observation_space, self.action_space = task.observation_space, task.action_space
+        self.provenance, self.endless = task.provenance, task.endless
+        for value in (start, end):
+            task.with_option(option, value)
+
+    def value(self, index: int) -> int:
+        """Return the option's value in draw number `index`."""
+        done = min(1.0, index / self.draws) if self.draws else 1.0
+        return round(self.start + (self.end - self.start) * done)
+
+    def draw(self, seed: int, index: int, batch: int) -> Drawn:
+        return self.task.with_option(self.option, self.value(index)).draw(seed, index, batch)
 
 
 class Stream:

@@ -13,7 +13,7 @@ from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.agents.supervised import SupervisedConfig, SupervisedLearner, evaluate_predictions
 from neurocoder.envs import make_tasks
 from neurocoder.envs.tasks import score
-from neurocoder.errors import ConfigError
+from neurocoder.errors import ConfigError, NeurocoderError
 from neurocoder.policies import Policy, PolicyConfig
 
 DISCRETE, BITS, BOX = gym.spaces.Discrete(5), gym.spaces.MultiBinary(4), gym.spaces.Box(-9, 9, (4,))
@@ -149,6 +149,43 @@ def test_it_goes_on_bit_by_bit(make, optimizer):
     assert other.steps == learner.steps
     for name, value in learner.policy.state_dict().items():
         assert torch.equal(value, other.policy.state_dict()[name]), name
+
+
+def copying(**plan):
+    envs = make_tasks("neurocoder/Copy-v0", 4, {"max_length": 9})
+    torch.manual_seed(0)
+    policy = Policy(
+        envs.single_observation_space,
+        envs.single_action_space,
+        PolicyConfig(encoder="mlp", core="lstm", core_size=4, head="linear", critic=False),
+    )
+    config = SupervisedConfig(batch_size=4, curriculum=sv.CurriculumConfig(**plan))
+    return SupervisedLearner(policy, envs, config, 10**6, seed=0)
+
+
+def test_a_curriculum_lengthens_sequences_and_goes_on_where_it_was():
+    learner = copying(option="max_length", start=1, end=9, updates=40)
+    lengths = [learner.update().length for _ in range(30)]
+    assert lengths[:2] == [3, 3] and max(lengths) > 9
+    assert all(length <= 2 * round(1 + 8 * k / 40) + 1 for k, length in enumerate(lengths))
+    state = learner.state()
+    other = copying(option="max_length", start=1, end=9, updates=40)
+    other.load(*state)
+    assert [other.update().length for _ in range(20)] == [learner.update().length for _ in range(20)]
+    assert max(learner.update().length for _ in range(40)) == 19
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (dict(option="max_lenght", end=9, updates=9), "no option 'max_lenght'"),
+        (dict(option="max_length", start=0, end=9, updates=9), "max_length=0"),
+        (dict(option="max_length", updates=-1), "supervised.curriculum.updates=-1"),
+    ],
+)
+def test_an_impossible_curriculum_is_refused(plan, message):
+    with pytest.raises(NeurocoderError, match=message):
+        copying(**plan)
 
 
 def test_a_foreign_state_is_refused():

@@ -1,5 +1,6 @@
 """Data sets: official formats, checked before they are believed; downloads that are whole or not there."""
 
+import errno
 import functools
 import gzip
 import hashlib
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from neurocoder.envs import datasets as ds
+from neurocoder.envs import downloads
 from neurocoder.envs.datasets import CIFAR10_NAMES, CIFAR100_NAMES, DATASETS, load_dataset, read_idx
 from neurocoder.envs.downloads import Archive, DataError, SingleFiles, unpack
 
@@ -376,6 +378,18 @@ def test_a_failed_download_leaves_what_was_there(tmp_path, monkeypatch, mirror):
         load_dataset("mnist", "train")
     left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
     assert {path.name: path.read_bytes() for path in left} == part
+
+
+def test_a_full_disk_is_no_failed_download(tmp_path, monkeypatch, mirror):
+    serve_mnist(monkeypatch, *mirror)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(downloads.pooch, "retrieve", full)
+    with pytest.raises(DataError, match="mnist: cannot be written: No space left on device"):
+        load_dataset("mnist", "train")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix != ".lock"]
 
 
 def test_offline_says_which_files_to_put_where(tmp_path, monkeypatch):
