@@ -62,6 +62,12 @@ class Core(nn.Module):
             outputs.append(output)
         return torch.stack(outputs), state
 
+    def forward_with_trace(
+        self, features: Tensor, state: State, episode_start: Tensor
+    ) -> tuple[Tensor, State, Any]:
+        """Return output and next state as :meth:`forward` does, and what the core's memory did; None without one."""
+        return *self(features, state, episode_start), None
+
     def aux_loss(self, output: Tensor) -> Tensor | None:
         """Return what this core adds to the loss of a batch with this output [..., out]; None: nothing."""
         return None

@@ -83,10 +83,11 @@ class PolicyOutput(NamedTuple):
 
 
 class PolicyTrace(NamedTuple):
-    """What each head's program memory did; None for heads without one."""
+    """What each head's program memory did, and the core's memory; None for those without one."""
 
     actor: Any
     critic: Any
+    core: Any = None
 
 
 class Policy(nn.Module):
@@ -151,13 +152,16 @@ class Policy(nn.Module):
     def forward(
         self, observation: Tensor, state: State, episode_start: Tensor
     ) -> tuple[PolicyOutput, State, PolicyTrace]:
-        features, state = self.features(observation, state, episode_start)
+        leading = episode_start.shape
+        features = self.encoder(observation.flatten(0, len(leading) - 1)).unflatten(0, leading)
+        features, state, core = self.core.forward_with_trace(features, state, episode_start)
+        features = _full(features)
         value, critic = None, None
         with torch.autocast(features.device.type, enabled=False):  # the heads are small: full precision
             logits, actor = self.actor.forward_with_trace(features)
             if self.critic is not None:
                 value, critic = self.critic.forward_with_trace(features)
-        return PolicyOutput(logits, self._value(logits, value)), state, PolicyTrace(actor, critic)
+        return PolicyOutput(logits, self._value(logits, value)), state, PolicyTrace(actor, critic, core)
 
     def evaluate(
         self, observation: Tensor, state: State, episode_start: Tensor, tape: Tape | None = None
@@ -215,7 +219,7 @@ class Policy(nn.Module):
         leading = episode_start.shape
         features, auxiliary = self.encoder.forward_with_aux(observation.flatten(0, len(leading) - 1))
         features, state = self.core(features.unflatten(0, leading), state, episode_start)
-        features = features.float() if features.dtype == torch.bfloat16 else features
+        features = _full(features)
         of_core = self.core.aux_loss(features)
         return features, state, auxiliary if of_core is None else auxiliary + of_core
 
@@ -235,3 +239,8 @@ class Policy(nn.Module):
             if head is not None:
                 numbers |= {f"{name}/{key}": value for key, value in head.diagnostics(features).items()}
         return numbers
+
+
+def _full(features: Tensor) -> Tensor:
+    """Return `features` in float32 where autocast has made them bfloat16: the heads are small."""
+    return features.float() if features.dtype == torch.bfloat16 else features

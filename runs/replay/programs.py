@@ -13,9 +13,12 @@ from torch import Tensor
 
 from neurocoder.policies import ProgramTrace
 from neurocoder.policies.heads import MixtureTrace
+from neurocoder.policies.ntm import NTMTrace
 
 MEMORIES = ("U", "V", "S")
 """Of Neurocoder heads; a mixture (``nsm``, ``moe``) has one, called P."""
+ORDER = (*MEMORIES, "P")
+"""In which maps are offered; others come after them, by name."""
 HOLD = 8
 """Steps that a slot must lead without a break to begin a chapter."""
 FLAT = 0.02
@@ -42,7 +45,8 @@ def quantities(traces: Mapping[str, Any], *, full: bool = False) -> dict[str, np
     """Return what is kept of a decision's `traces`, by name, each [B, ...] float32.
 
     ``attention/<head>/<memory>`` [B, P], ``sigma/<head>`` [B, R], ``gate/<head>`` [B]; with `full` also
-    ``components/<head>/<memory>`` [B, R, P].
+    ``components/<head>/<memory>`` [B, R, P]. A Neural Turing Machine's ``attention/core/…`` is over the rows of its
+    memory: ``read1``, …, ``write1``, …, and ``content``, the root mean square of what a row holds.
     """
     kept: dict[str, Tensor] = {}
     for head, trace in traces.items():
@@ -55,18 +59,23 @@ def quantities(traces: Mapping[str, Any], *, full: bool = False) -> dict[str, np
                     kept[f"components/{head}/{memory}"] = attention
             kept[f"sigma/{head}"] = trace.sigma
             kept[f"gate/{head}"] = trace.residual_gate
+        elif isinstance(trace, NTMTrace):
+            for kind, weighting in (("read", trace.read_weighting), ("write", trace.write_weighting)):
+                for number, rows in enumerate(weighting.unbind(-2), start=1):
+                    kept[f"attention/{head}/{kind}{number}"] = rows
+            kept[f"attention/{head}/content"] = trace.memory.square().mean(-1).sqrt()
     return {name: tensor.float().cpu().numpy() for name, tensor in kept.items()}
 
 
 def maps(names: Iterable[str]) -> list[str]:
     """Return those of `names` that are attention, the one that says most about what an agent does first.
 
-    The actor comes before other heads, and U before V and S.
+    The actor comes before other heads, and U before V and S; a core's memory is read before it is written.
     """
 
-    def place(name: str) -> tuple[bool, str, int]:
+    def place(name: str) -> tuple[bool, str, int, str]:
         _, head, memory = name.split("/")
-        return head != "actor", head, (*MEMORIES, "P").index(memory)
+        return head != "actor", head, ORDER.index(memory) if memory in ORDER else len(ORDER), memory
 
     return sorted((name for name in names if name.startswith("attention/")), key=place)
 

@@ -22,12 +22,16 @@ NEUROCODER: dict[str, Any] = {
     "key_size": 5,
     "least_used": 5,
     "orthogonality": 0.1,
+    "sharpness": 1.0,
 }
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("linear", {}),
     "moe": ("moe", {"experts": 10}),
     "nsm": ("nsm", {"programs": 10}),
     "neurocoder": ("neurocoder", NEUROCODER),
+    "neurocoder, sharpness 10": ("neurocoder", {**NEUROCODER, "sharpness": 10.0}),
+    "neurocoder, uniform attention": ("neurocoder", {**NEUROCODER, "sharpness": 1e-6}),
+    "neurocoder, a = 0": ("neurocoder", {**NEUROCODER, "orthogonality": 0.0}),
     "lowrank r15": ("lowrank", {"rank": 15}),
     "lowrank r1": ("lowrank", {"rank": 1}),
 }

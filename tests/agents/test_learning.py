@@ -16,7 +16,7 @@ from neurocoder.runs.training import run_training
 
 
 def test_cartpole_is_solved_with_neurocoder_heads(tmp_path):
-    config, policy = prepare(resolve("CartPole-v1", None, {"steps": 80_000, "a3c.workers": 1}, "test"))
+    config, policy = prepare(resolve("CartPole-v1", None, {"steps": 120_000, "a3c.workers": 1}, "test"))
     with Run.create(tmp_path, config) as run:
         run_training(config, policy, run)
     played = evaluate(Player(policy, deterministic=True), make_vec("CartPole-v1", 16), 50, seed=1)

@@ -439,9 +439,14 @@ def test_a2c_s_gradient_is_that_of_our_a3c_on_the_same_batch():
     ours = Policy(
         space,
         model.action_space,
-        PolicyConfig(core="none", head="neurocoder", head_config=SMALL["head_kwargs"]),
+        PolicyConfig(  # SB3's trunk of net_arch=[]: the heads see the observation
+            encoder="mlp",
+            encoder_config={"hidden": []},
+            core="none",
+            head="neurocoder",
+            head_config=SMALL["head_kwargs"],
+        ),
     )
-    ours.encoder = torch.nn.Identity()  # SB3's trunk of net_arch=[]: the heads see the observation
     ours.actor, ours.critic = copy.deepcopy(sb3.action_net.head), copy.deepcopy(sb3.value_net.head)
     buffer = model.rollout_buffer
     ends = torch.as_tensor(buffer.episode_starts[1:]).bool()

@@ -44,6 +44,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "a3c.workers": 1,
         "a3c.envs_per_worker": 2,
         "a3c.n_steps": 16,
+        "a3c.epochs": 1,
+        "a3c.clip_range": 0.0,
         "policy.head_config.slots": 8,
     }
     config, policy = prepare(resolve("CartPole-v1", None, flags, "test"))
@@ -473,7 +475,10 @@ def test_list_of_an_empty_folder_says_so(logs: Path, capsys: Capture) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["trian"], 'Did you mean "train"?'), (["list", "games"], '"envs", "heads", "recipes", "runs"')],
+    [
+        (["trian"], 'Did you mean "train"?'),
+        (["list", "games"], '"envs", "heads", "encoders", "recipes", "runs"'),
+    ],
 )
 def test_an_unknown_command_offers_the_near_one(arguments: list[str], message: str, capsys: Capture) -> None:
     assert message in refused(capsys, *arguments)
@@ -531,7 +536,7 @@ def test_the_program_refuses_a_head_option_of_the_wrong_type_in_one_line(logs: P
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from neurocoder.runs.cli import main; "
-        f"code = main({arguments!r}); heavy = {{'torch', 'gymnasium', 'numpy'}} & set(sys.modules); "
+        f"code = main({arguments!r}); heavy = {{'torch', 'ale_py', 'cv2'}} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
     done = subprocess.run(
@@ -544,5 +549,17 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
 def test_help_shows_every_command_and_no_other(capsys: Capture) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f" {command} " in out for command in ("train", "eval", "record", "watch", "list", "bench"))
-    assert not any(f" {command} " in out for command in ("reproduce", "serve"))  # not there yet
+    commands = (
+        "train",
+        "eval",
+        "compare",
+        "record",
+        "watch",
+        "replay",
+        "reproduce",
+        "list",
+        "bench",
+        "doctor",
+    )
+    assert all(f" {command} " in out for command in commands)
+    assert not any(f" {command} " in out for command in ("serve", "continual"))  # not there yet

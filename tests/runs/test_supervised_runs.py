@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from neurocoder.envs import make_watched
-from neurocoder.runs.checkpoint import saved_steps
+from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint, saved_steps
 from neurocoder.runs.cli import main
 from neurocoder.runs.config import resolve
+from neurocoder.runs.preparation import prepare
 from neurocoder.runs.replay.episode import RecordedEpisode
 from neurocoder.runs.run import Run, find_runs
 
@@ -168,3 +170,56 @@ def test_an_environment_alone_says_how_it_is_learned(env: str, agent: str | None
     config = resolve(env, None, {} if agent is None else {"agent": agent}, "test")
     assert config.agent == recipe and (config.a3c.gamma == 0) == (agent == "a3c")
     assert (config.policy.core == "gru") == ("Polynomial" in env)
+
+
+def test_a_recording_of_a_turing_machine_shows_its_memory(tmp_path: Path) -> None:
+    options = [
+        "--steps",
+        "3000",
+        "--set",
+        "core_size=8",
+        "--set",
+        "policy.core_config={rows = 16, read_heads = 2}",
+    ]
+    options[3] = "policy.core_size=8"
+    small = [
+        "--set",
+        "checkpoint_every=3000",
+        "--set",
+        "evaluation.every=0",
+        "--set",
+        "env_options={max_length = 6}",
+    ]
+    small += ["--set", "evaluation.env_options={min_length = 6, max_length = 6}"]
+    assert main(["train", "neurocoder/Copy-v0", "--logs", str(tmp_path), *options, *small]) == 0
+    (run,) = find_runs(tmp_path)
+    assert main(["record", str(run.path), "--seed", "2", "--deterministic"]) == 0
+    (folder,) = (run.path / "episodes").iterdir()
+    episode = RecordedEpisode.open(folder)
+    assert episode.info.length == 13  # six vectors, a delimiter, six answers
+    names = [f"attention/core/{name}" for name in ("content", "read1", "read2", "write1")]
+    assert [name for name in episode.trace.names if name.startswith("attention/core")] == names
+
+    config = run.config()
+    saved = load_checkpoint(find_checkpoint(run.checkpoints), with_optimizer=False)
+    _, policy = prepare(config, saved)
+    game = make_watched(config.env, options=config.evaluation_options)
+    observation, _ = game.reset(seed=2)
+    seen = [torch.from_numpy(observation)]
+    for action in episode.trace["action"][:-1]:
+        seen.append(torch.from_numpy(game.step(action[None])[0]))
+    game.close()
+    start = torch.zeros(13, 1, dtype=torch.bool)
+    start[0] = True
+    with torch.no_grad():
+        _, _, trace = policy.core.forward_with_trace(torch.stack(seen), policy.initial_state(1), start)
+    for name, expected in (
+        ("read2", trace.read_weighting[:, 0, 1]),
+        ("write1", trace.write_weighting[:, 0, 0]),
+    ):
+        np.testing.assert_allclose(episode.trace[f"attention/core/{name}"], expected, atol=3e-3)  # 8 bits
+    np.testing.assert_allclose(episode.trace["attention/core/read1"].sum(-1), 1, atol=2e-2)
+    out = tmp_path / "episode.html"
+    assert (
+        main(["replay", "export", str(folder), str(out)]) == 0 and "attention/core/read1" in out.read_text()
+    )
