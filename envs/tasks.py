@@ -251,8 +251,7 @@ class TaskVectorEnv(gym.vector.VectorEnv):
         terminated = (self._always if ended else self._never).copy()
         return observation, reward, terminated, (self._always if truncated else self._never).copy(), info
 
-    @staticmethod
-    def _info(target: np.ndarray, mask: np.ndarray | None) -> dict[str, Any]:
+    def _info(self, target: np.ndarray, mask: np.ndarray | None) -> dict[str, Any]:
         return {"target": target} if mask is None else {"target": target, "mask": mask}
 
 

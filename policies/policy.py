@@ -26,8 +26,8 @@ class PolicyConfig:
     """What a policy is made of.
 
     ``head_config`` goes to both heads as it is (see ``head_options``); its ``output_scale``, if given,
-    replaces the harmless one that actor and critic start with. Unless it says otherwise, Neurocoder heads have at
-    most as many attention heads as outputs, and sharper attention than in the paper (see ``options_for``).
+    replaces the harmless one that actor and critic start with. Unless it says otherwise, Neurocoder heads have
+    four attention heads, and sharper attention than in the paper (see ``options_for``).
     """
 
     encoder: str = "auto"
@@ -138,7 +138,7 @@ class Policy(nn.Module):
                 self.log_std = nn.Parameter(self.log_std)
 
     def _head(self, n_outputs: int, scales: dict[str, float]) -> Head:
-        given = options_for(self.config.head, n_outputs, self.config.head_config)
+        given = options_for(self.config.head, self.config.head_config)
         options = {"output_scale": scales[self.config.head], **given}
         return make_head(self.config.head, self.core.out_features, n_outputs, **options)
 

@@ -13,7 +13,7 @@ from neurocoder.policies.heads import HEADS, Head, make_head, options_for
 # returns starts about as large as SB3's own (gain 1; a program's attention and smallest singular value make it three
 # times smaller), as PPO's learning rate takes long to grow weights to returns of a hundred and more. With 0.01 and 0.03
 # instead, PPO took 72,000 steps on CartPole; with these it takes as many as the stock policy, 16,000.
-ACTOR_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.1}
+ACTOR_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.3}
 ESTIMATE_SCALE = dict.fromkeys(HEADS, 1.0) | {"neurocoder": 3.0}
 
 
@@ -120,7 +120,7 @@ def replace_linear(
     """Return the layer that takes the place of `linear`; `acts`: its outputs choose actions, so it starts harmless."""
     assert isinstance(linear, nn.Linear)
     scales = ACTOR_SCALE if acts else ESTIMATE_SCALE
-    options = {"output_scale": scales.get(head), **options_for(head, linear.out_features, head_kwargs)}
+    options = {"output_scale": scales.get(head), **options_for(head, head_kwargs)}
     layer = HeadLayer(make_head(head, linear.in_features, linear.out_features, **options), role)
     return layer.to(linear.weight.device)
 

@@ -75,7 +75,8 @@ def maps(names: Iterable[str]) -> list[str]:
 
     def place(name: str) -> tuple[bool, str, int, str]:
         _, head, memory = name.split("/")
-        return head != "actor", head, ORDER.index(memory) if memory in ORDER else len(ORDER), memory
+        rank = ORDER.index(memory) if memory in ORDER else len(ORDER) + (memory == "content")
+        return head != "actor", head, rank, memory
 
     return sorted((name for name in names if name.startswith("attention/")), key=place)
 

@@ -127,8 +127,8 @@ def test_a_sequence_equals_its_steps_and_episode_starts_forget(core):
     torch.testing.assert_close(whole.logits, torch.stack(logits))
     for part, other in zip(last, state, strict=True):
         torch.testing.assert_close(part, other)
-    assert trace.actor.attention_u.shape == (5, 3, 6, 80)  # as many components as actions
-    assert trace.critic.attention_u.shape == (5, 3, 1, 80)
+    assert trace.actor.attention_u.shape == (5, 3, 4, 80)
+    assert trace.critic.attention_u.shape == (5, 3, 4, 80)
     fresh, _, _ = policy(observation[2:, 1:2], policy.initial_state(1), start[2:, 1:2])
     torch.testing.assert_close(whole.logits[2:, 1:2], fresh.logits)
 

@@ -54,7 +54,7 @@ export class ActionsPanel {
       say(text, share === undefined ? "" : this.discrete ? share.toFixed(3) : number(share, 3));
     });
     if (over) say(this.note, `The episode is over: ${ended}.`);
-    else if (!this.discrete) say(this.note, "continuous action");
+    else if (!this.discrete) say(this.note, "the numbers of the action");
     else if (!arrays.probabilities) say(this.note, "no probabilities were recorded");
     else say(this.note, `entropy ${entropy.toFixed(3)} of at most ${Math.log(this.size).toFixed(3)}`);
   }

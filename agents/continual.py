@@ -1,0 +1,319 @@
+"""Learning tasks one after the other, and remembering them: seven methods under the protocol of Hsu et al. 2018.
+
+Hsu, Liu, Ramasamy & Kira, "Re-evaluating Continual Learning Scenarios", arXiv 1810.12488, and its released code. Task
+after task, `passes` times through its images; the optimiser is carried over; after every task all tasks are tested::
+
+    envs = make_tasks("neurocoder/SplitMNIST-v0", 128, {"scenario": "domain"})
+    test = make_tasks("neurocoder/SplitMNIST-v0", 128, {"scenario": "domain", "split": "test"})
+    made_of = PolicyConfig(encoder="mlp", core="none", critic=False)
+    policy = Policy(envs.single_observation_space, envs.single_action_space, made_of)
+    config = ContinualConfig(method="si", strength=preset("domain", "si"))
+    ContinualLearner(policy, envs, test, config, seed=0).learn()    # percent, [1 + tasks, tasks]
+
+What is minimised at a step of task k, with the parameters θ and their values θ* at the ends of tasks::
+
+    cross-entropy over the outputs that compete  +  a·L_o of the heads  +  strength · Σ_i Ω_i (θ_i - θ*_i)²
+
+========== ============================================================ ============================================
+method     Ω                                                            kept of the tasks before
+========== ============================================================ ============================================
+none       0                                                            nothing
+l2         1                                                            the last θ*
+ewc        mean squared gradient of log p(ŷ|x), ŷ the most probable     Ω and θ* of each
+online-ewc the same                                                     the sum of all Ω, the last θ*
+si         -Σ_steps gradient · change, over (change in all)² + 0.1      the sum of all Ω, the last θ*
+mas        |gradient of the mean squared output|                        the sum of all Ω, the last θ*
+replay     0                                                            images, mixed one to one with the new ones
+========== ============================================================ ============================================
+
+There is no factor ½ on Ω, and coefficients are those of that code: ``continual_methods.PRESETS``. The heads' auxiliary losses (L_o) are
+learned from but are no part of any Ω, which is about the task.
+
+One difference: with the outputs of all tasks in one layer, Adam's step count is common to them, where the code's heads
+begin to count at their own task: a head's first steps are up to three times as long here.
+
+Shape suffixes: B batch, O outputs, N tasks.
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from neurocoder.agents.continual_methods import METHOD_CLASSES, ContinualConfig
+from neurocoder.agents.importance import Network, Parameters, Samples, competing
+from neurocoder.agents.rollout import NonFiniteLossError
+from neurocoder.agents.supervised import Batch, Update, batches, make_optimizer, predict
+from neurocoder.envs import EPISODE, Place, TaskVectorEnv
+from neurocoder.envs.continual import ContinualVectorEnv
+from neurocoder.errors import ConfigError, require
+from neurocoder.policies import Policy
+
+
+def samples_of(batch: Batch, task: int, device: torch.device) -> Samples:
+    """Return what `batch`, one step of a stream, shows of task number `task`, without what only fills it up."""
+    counted = slice(None) if batch.mask is None else batch.mask[0]
+    observation, target = batch.observation[0][counted].to(device), batch.target[0][counted].to(device)
+    return Samples(observation, target, torch.full_like(target, task))
+
+
+def logits_of(policy: Policy, samples: Samples, precision: str = "fp32") -> tuple[Tensor, Tensor]:
+    """Return the policy's outputs [B, O] for `samples`, in float32, and the heads' auxiliary loss."""
+    start = torch.ones_like(samples.target[None], dtype=torch.bool)
+    logits, auxiliary = predict(
+        policy, Batch(samples.observation[None], samples.target[None], None, start), precision
+    )
+    return logits[0], auxiliary
+
+
+@torch.no_grad()
+def accuracies(policy: Policy, envs: ContinualVectorEnv, seen: int, seed: int = 0) -> list[float]:
+    """Return the percentage of images that `policy` gets right, task by task, each image of `envs` once.
+
+    After `seen` tasks were learned: that decides which outputs compete (``ContinualTask.logits_masks``).
+    """
+    policy.eval()
+    device = next(policy.parameters()).device
+    masks_NO = torch.from_numpy(envs.task.logits_masks(seen)).to(device)
+    result = []
+    for task in range(envs.task.n_tasks):
+        envs.set_task(task)
+        n = _passes(envs)
+        right, shown = 0, 0
+        for batch in islice(batches(envs, *envs.reset(seed=seed)), n):
+            samples = samples_of(batch, task, device)
+            answer = competing(logits_of(policy, samples)[0], masks_NO[task]).argmax(-1)
+            right += int((answer == samples.target).sum())
+            shown += len(answer)
+        result.append(100 * right / shown)
+    return result
+
+
+def _passes(envs: TaskVectorEnv) -> int:
+    draws = envs.task.passes(envs.num_envs)
+    assert draws is not None
+    return draws
+
+
+class ContinualLearner:
+    """Learns the tasks of `envs` one after the other; its state can be stored and brought back exactly.
+
+    Parameters
+    ----------
+    policy
+        Without time (core "none"): its action space has the outputs of all tasks.
+    envs, test_envs
+        Training and test images of one sequence of tasks, last="partial".
+    precision
+        fp32 or bf16, in training's forward passes only.
+
+    Raises
+    ------
+    ConfigError
+        A policy with a core, an environment without tasks, or two that have different ones.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        envs: TaskVectorEnv,
+        test_envs: TaskVectorEnv,
+        config: ContinualConfig,
+        *,
+        seed: int,
+        precision: str = "fp32",
+    ) -> None:
+        self.envs, self.test_envs = _continual(envs), _continual(test_envs)
+        if self.envs.task.classes.tolist() != self.test_envs.task.classes.tolist():
+            raise ConfigError(
+                "training and test environment have different tasks: give both the same options"
+            )
+        if not self.envs.task.shuffle:
+            raise ConfigError("shuffle=False: continual learning needs images in random order")
+        require(
+            policy.config.core == "none", "policy.core", policy.config.core, "'none': images have no time"
+        )
+        self.policy, self.config, self.seed, self.precision = policy, config, seed, precision
+        self.device = next(policy.parameters()).device
+        self.network = Network(policy)
+        self.optimizer = make_optimizer(config.of_optimizer, policy)
+        torch.manual_seed(seed)  # what is random in a forward pass (moe's gates)
+        self.method = METHOD_CLASSES[config.method](self.network, config, seed)
+        self.steps = 0
+        """Agent steps learned from: new images, with what fills up a pass's last batch."""
+        self.rows: list[list[float]] = []
+        """Accuracies in percent of all tasks: row 0 of the untrained network, row i after the i-th task."""
+        self.task = 0
+        """How many tasks have been learned: the number of the one that is being learned."""
+        self.draw = 0
+        """Batches of this task that have been learned from."""
+        self._last: Samples | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin to show the task, from its first batch."""
+        self.envs.set_task(self.task)
+        self._batches = batches(self.envs, *self.envs.reset(seed=[self.seed, self.task]))
+        masks = self.envs.task.logits_masks(self.task + 1)
+        self._masks_NO = torch.from_numpy(masks).to(self.device)
+
+    @property
+    def done(self) -> bool:
+        """Whether all tasks have been learned."""
+        return self.task == self.envs.task.n_tasks
+
+    @property
+    def total_steps(self) -> int:
+        """Agent steps of the whole run."""
+        tasks = map(lambda k: self.envs.task.with_option("task", k), range(self.envs.task.n_tasks))
+        draws = sum(task.passes(self.envs.num_envs) or 0 for task in tasks)
+        return self.config.passes * draws * self.envs.num_envs
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The accuracies so far in percent, [rows, tasks]: row 0 of the untrained network, row i after the i-th task."""
+        return np.array(self.rows).reshape(-1, self.envs.task.n_tasks)
+
+    def learn(self) -> np.ndarray:
+        """Learn all that is left, and return the matrix of accuracies [1 + tasks, tasks]."""
+        while not self.done:
+            self.update()
+        return self.matrix
+
+    def update(self) -> Update:
+        """Learn from the next batch; after the last one of a task, remember it and test all tasks.
+
+        ``returns`` is the percentage of right answers in the batch, before its step.
+
+        Raises
+        ------
+        NonFiniteLossError
+            The loss is not finite; the parameters are as they were.
+        """
+        if self.done:
+            raise RuntimeError("all tasks have been learned")
+        if not self.rows:
+            self._test()
+        new = samples_of(next(self._batches), self.task, self.device)
+        steps = [self._step(samples) for samples in self.method.mixed(new, self.draw)]
+        self.draw += 1
+        self.steps += self.envs.num_envs
+        if self.draw == self.config.passes * _passes(self.envs):
+            self._finish_task()
+        loss, auxiliary, right = (sum(column) / len(steps) for column in zip(*steps, strict=True))
+        return Update(self.envs.num_envs, loss, auxiliary, [EPISODE * right], EPISODE)
+
+    def _step(self, samples: Samples) -> tuple[float, float, float]:
+        """Take one step; return cross-entropy, auxiliary loss and share of right answers."""
+        self._last = samples
+        self.policy.train()
+        parameters = self.network.learned()
+        logits, auxiliary = logits_of(self.policy, samples, self.precision)
+        logits = competing(logits, self._masks_NO[samples.task])
+        loss = F.cross_entropy(logits, samples.target)
+        other = auxiliary + self.config.strength * self.method.penalty(parameters)
+        value = loss.item()
+        if not math.isfinite(value + other.item()):
+            raise NonFiniteLossError(
+                f"the loss is {value} and the penalty {other.item()} in task {self.task}, after {self.steps:,} "
+                f"agent steps"
+            )
+        inputs = list(parameters.values())
+        # apart: importances are of the cross-entropy alone
+        gradients = torch.autograd.grad(loss, inputs, retain_graph=other.requires_grad, allow_unused=True)
+        others: tuple[Tensor | None, ...] = (None,) * len(inputs)
+        if other.requires_grad:
+            others = torch.autograd.grad(other, inputs, allow_unused=True)
+        for parameter, *parts in zip(inputs, gradients, others, strict=True):
+            there = [part for part in parts if part is not None]
+            parameter.grad = torch.stack(there).sum(0) if len(there) == 2 else there[0] if there else None
+        self.method.before_step()
+        self.optimizer.step()
+        self.method.after_step(dict(zip(parameters, gradients, strict=True)))
+        return value, auxiliary.item(), float((logits.argmax(-1) == samples.target).float().mean())
+
+    def _finish_task(self) -> None:
+        if self.task + 1 < self.envs.task.n_tasks:  # after the last comes nothing that could overwrite it
+            left = islice(self._batches, _passes(self.envs))
+            data = (samples_of(batch, self.task, self.device) for batch in left)
+            self.method.after_task(data, self._masks_NO)
+        self.task, self.draw = self.task + 1, 0
+        self._test()
+        if not self.done:
+            self._begin()
+
+    def _test(self) -> None:
+        self.rows.append(accuracies(self.policy, self.test_envs, self.task))
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, float]:
+        """Return the diagnostics of the policy's heads for the batch last learned from."""
+        if self._last is None:
+            return {}
+        observation, target, _ = self._last
+        start = torch.ones_like(target, dtype=torch.bool)
+        features, _ = self.policy.features(observation, self.policy.initial_state(len(target)), start)
+        return self.policy.diagnostics(features)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what :meth:`load` needs to go on exactly from here, within a task too: tensors, and JSON values."""
+        tensors = {"random": torch.get_rng_state()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"optimizer/{index}/{name}": value
+                for name, value in slots.items()
+                if isinstance(value, Tensor)
+            }
+        tensors |= {f"method/{name}": value for name, value in self.method.tensors().items()}
+        data = {"task": self.task, "draw": self.draw, "steps": self.steps, "rows": [*self.rows]}
+        return tensors, data | {"place": list(self.envs.stream.place)}
+
+    def load(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned, with a policy that has the parameters of then.
+
+        Raises
+        ------
+        ValueError
+            It is damaged, or was stored by another optimiser or method, or for another network or sequence of tasks.
+        """
+        slots: dict[int, dict[str, Tensor]] = {}
+        remembered: Parameters = {}
+        random = tensors["random"]
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "optimizer":
+                index, _, slot = name.partition("/")
+                slots.setdefault(int(index), {})[slot] = value
+            elif kind == "method":
+                remembered[name] = value
+        for number, parameter in enumerate(self.network.learned().values()):
+            for slot, value in slots.get(number, {}).items():
+                if value.ndim and value.shape != parameter.shape:
+                    raise ValueError(f"{slot} of parameter {number} has shape {tuple(value.shape)}")
+        task, n_tasks = int(data["task"]), self.envs.task.n_tasks
+        rows = [[float(value) for value in row] for row in data["rows"]]
+        if not 0 <= task <= n_tasks or any(len(row) != n_tasks for row in rows):
+            raise ValueError(f"stored for other tasks than these {n_tasks}")
+        self.method.load(remembered)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.task, self.draw, self.steps, self.rows = task, int(data["draw"]), int(data["steps"]), rows
+        if not self.done:
+            self._begin()
+            self._batches = batches(self.envs, *self.envs.go_to(Place(*map(int, data["place"]))))
+        torch.set_rng_state(random)
+
+
+def _continual(envs: TaskVectorEnv) -> ContinualVectorEnv:
+    if not isinstance(envs, ContinualVectorEnv):
+        raise ConfigError(
+            "this environment has no tasks one after the other; take one that has, e.g. neurocoder/SplitMNIST-v0"
+        )
+    if envs.task.passes(envs.num_envs) is None:
+        raise ConfigError("last='wrap': tasks are counted in passes, which need last='partial'")
+    return envs
