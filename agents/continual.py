@@ -269,7 +269,8 @@ class ContinualLearner:
                 for name, value in slots.items()
                 if isinstance(value, Tensor)
             }
-        tensors |= {f"method/{name}": value for name, value in self.method.tensors().items()}
+        # copies: two of them may be one tensor, which a file of tensors refuses
+        tensors |= {f"method/{name}": value.clone() for name, value in self.method.tensors().items()}
         data = {"task": self.task, "draw": self.draw, "steps": self.steps, "rows": [*self.rows]}
         return tensors, data | {"place": list(self.envs.stream.place)}
 

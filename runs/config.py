@@ -19,12 +19,13 @@ import tomli_w
 from gymnasium.envs.registration import EnvSpec
 
 from neurocoder.agents.a3c import A3CConfig
+from neurocoder.agents.continual_methods import ContinualConfig, preset
 from neurocoder.agents.supervised import SupervisedConfig
 from neurocoder.envs import ENGINES, AtariProtocol, env_spec, get_protocol, is_atari, is_task
 from neurocoder.errors import ConfigError, lookup, near, require
 from neurocoder.policies import PolicyConfig
 
-AGENTS = ("a3c", "supervised")
+AGENTS = ("a3c", "supervised", "continual")
 TASK_RECIPES = {
     "Polynomial": "polynomial",
     "Copy": "ntm-copy",
@@ -67,11 +68,12 @@ class TrainConfig:
 
     env: str
     agent: str = "a3c"
-    """Learner: a3c, by reward; or supervised, by gradient from the targets of a task."""
+    """Learner: a3c, by reward; supervised, by gradient from the targets of a task; or continual, the same for tasks one
+    after the other."""
     env_options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment, e.g. chunks = 10. Atari games have a protocol instead."""
     steps: int = 10_000_000
-    """Agent steps in all, over all workers."""
+    """Agent steps in all, over all workers. Continual learning counts in passes: its steps follow from them."""
     seed: int = 0
     device: str = "cpu"
     precision: str = "auto"
@@ -98,6 +100,7 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     a3c: A3CConfig = field(default_factory=A3CConfig)
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    continual: ContinualConfig = field(default_factory=ContinualConfig)
     protocol: AtariProtocol | None = None
 
     def __post_init__(self) -> None:
@@ -261,6 +264,8 @@ def default_recipe(spec: EnvSpec, agent: str | None) -> str:
         return "control"
     if agent == "a3c":
         return "bandit"
+    if spec.name.startswith(("Split", "Permuted")):
+        return "images" if agent == "supervised" else "continual"
     return TASK_RECIPES.get(spec.name, "images")
 
 
@@ -289,13 +294,22 @@ def resolve(
         values = read_recipe(default_recipe(spec, overrides.get("agent")))
     for name, value in {**overrides, "env": env}.items():
         put(values, name, value)
-    preset = values.pop("preset", None)
+    _fill_in_strength(values)
+    protocol = values.pop("preset", None)
     if atari:
-        base = get_protocol("machado2018" if preset is None else str(preset))
+        base = get_protocol("machado2018" if protocol is None else str(protocol))
         changes = values.get("protocol", {})
         if not isinstance(changes, Mapping):
             raise ConfigError(f"{source}: protocol={changes!r} has the wrong type: expected a table")
         values["protocol"] = {**dataclasses.asdict(base), **changes}
-    elif preset is not None or "protocol" in values:
+    elif protocol is not None or "protocol" in values:
         raise ConfigError(f"a protocol preset applies to Atari games only, and {env!r} is none")
     return from_mapping(values, source if overrides or not recipe else recipe)
+
+
+def _fill_in_strength(values: dict[str, Any]) -> None:
+    """Give a continual method that was named without its coefficient the one of the scenario (``preset``)."""
+    continual, options = values.get("continual", {}), values.get("env_options", {})
+    if isinstance(continual, dict) and "method" in continual and "strength" not in continual:
+        scenario = options.get("scenario", "domain") if isinstance(options, Mapping) else "domain"
+        continual["strength"] = preset(str(scenario), str(continual["method"]))

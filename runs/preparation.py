@@ -12,6 +12,7 @@ from neurocoder.errors import ConfigError
 from neurocoder.policies import Policy, calibrate
 from neurocoder.runs.checkpoint import Checkpoint, load_parameters
 from neurocoder.runs.config import TrainConfig
+from neurocoder.runs.continual_session import make_learner
 
 IMAGE_DIMENSIONS = 3
 """Channels, height and width."""
@@ -96,7 +97,10 @@ def prepare(
     elif config.calibration_steps and len(policy.observation_space.shape) == IMAGE_DIMENSIONS:
         seen = random_observations(make_envs, config.calibration_steps, config.seed)
         calibrate(policy, torch.from_numpy(seen))
-    return replace(config, policy=replace(wanted, encoder=policy.config.encoder)), policy
+    config = replace(config, policy=replace(wanted, encoder=policy.config.encoder))
+    if config.agent == "continual":
+        config = replace(config, steps=make_learner(config, policy, trust).total_steps)
+    return config, policy
 
 
 def _refuse_running_statistics(config: TrainConfig, policy: Policy) -> None:

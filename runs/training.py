@@ -6,13 +6,15 @@ from neurocoder.policies import Policy
 from neurocoder.runs.a3c_session import A3CSession
 from neurocoder.runs.checkpoint import Checkpoint, find_checkpoint, recover
 from neurocoder.runs.config import TrainConfig
+from neurocoder.runs.continual_session import ContinualSession
 from neurocoder.runs.run import Run
 from neurocoder.runs.session import Outcome, Session, stop_on_signal
 from neurocoder.runs.supervised_session import SupervisedSession
 
-SESSIONS: dict[str, type[A3CSession] | type[SupervisedSession]] = {
+SESSIONS: dict[str, type[A3CSession] | type[SupervisedSession] | type[ContinualSession]] = {
     "a3c": A3CSession,
     "supervised": SupervisedSession,
+    "continual": ContinualSession,
 }
 """What trains, by the configuration's ``agent``."""
 

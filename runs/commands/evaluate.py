@@ -87,6 +87,7 @@ class _Options(NamedTuple):
 
 
 def _evaluate_run(run: str, checkpoint: str, logs: Path, options: _Options) -> int:
+    from neurocoder.errors import ConfigError
     from neurocoder.runs.checkpoint import find_checkpoint
     from neurocoder.runs.config import EvaluationConfig
     from neurocoder.runs.preparation import environment_factory
@@ -101,6 +102,8 @@ def _evaluate_run(run: str, checkpoint: str, logs: Path, options: _Options) -> i
         deterministic=options.deterministic,
         stuck_after=config.evaluation.stuck_after if options.stuck_after is None else options.stuck_after,
     )
+    if config.agent == "continual":
+        raise ConfigError(f"{found.path}: all tasks were tested while it learned: see matrix.csv there")
     if config.agent == "supervised":
         return _evaluate_predictor(found, config, path, options)
     make_envs = environment_factory(config, trust=options.trust, evaluation=True)

@@ -66,7 +66,7 @@ def train(
     recipe
         Name (`neurocoder list recipes`) or TOML file.
     agent
-        Learner: a3c (by reward) or supervised (by gradient from targets).
+        Learner: a3c (by reward), supervised (by gradient from targets) or continual (the same, task after task).
     encoder
         auto, or one of `neurocoder list encoders`.
     core
@@ -186,6 +186,9 @@ def _announce(config: "TrainConfig", policy: Any, path: Path) -> None:
         print(f"protocol {config.describe_protocol()}")
     if config.agent == "supervised":
         how = f"batches of {config.supervised.batch_size}, {config.supervised.optimizer}"
+    elif config.agent == "continual":
+        method = config.continual
+        how = f"method {method.method}, strength {method.strength:g}, {method.passes} passes of each task"
     else:
         how = f"{config.a3c.workers} workers × {config.a3c.envs_per_worker} games"
         if config.a3c.sync:

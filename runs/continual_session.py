@@ -1,0 +1,107 @@
+"""A run of continual learning: task after task, all of them tested after each."""
+
+import threading
+
+from neurocoder.agents.continual import ContinualLearner
+from neurocoder.agents.continual_metrics import summary
+from neurocoder.agents.rollout import Episode
+from neurocoder.agents.worker import DIAGNOSED, Record
+from neurocoder.envs import make_tasks
+from neurocoder.policies import Policy
+from neurocoder.runs.checkpoint import Checkpoint, write_evaluation
+from neurocoder.runs.config import TrainConfig
+from neurocoder.runs.run import Run
+from neurocoder.runs.scoring import Score, append_score
+from neurocoder.runs.session import Outcome, Session
+
+
+def make_learner(config: TrainConfig, policy: Policy, trust: bool) -> ContinualLearner:
+    """Return the learner of a run, before its first step."""
+    size = config.continual.batch_size
+    envs = make_tasks(config.env, size, config.env_options, trust=trust)
+    test_envs = make_tasks(config.env, size, {**config.evaluation_options, "split": "test"}, trust=trust)
+    return ContinualLearner(
+        policy, envs, test_envs, config.continual, seed=config.seed, precision=config.precision
+    )
+
+
+class ContinualSession(Session):
+    """A run whose policy learns one task after the other; its folder has ``matrix.csv``."""
+
+    def __init__(
+        self, config: TrainConfig, policy: Policy, run: Run, checkpoint: Checkpoint | None, trust: bool
+    ) -> None:
+        self.learner = make_learner(config, policy.to(config.device), trust)
+        super().__init__(config, policy, run, checkpoint)
+
+    def restore(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            assert checkpoint.optimizer is not None
+            self.learner.load(checkpoint.optimizer, checkpoint.state["learner"])
+
+    def run_until(self, stop: threading.Event) -> Outcome:
+        learner = self.learner
+        saved = self.save() if self.saved is None else True
+        while not learner.done and not stop.is_set():
+            task = learner.task
+            update = learner.update()
+            metrics = {"loss": update.loss, "auxiliary_loss": update.auxiliary, "task": float(task)}
+            if self.rows.updates % (16 * DIAGNOSED) == 0:
+                metrics |= learner.diagnostics()
+            episodes = [Episode(value, update.length) for value in update.returns]
+            if (row := self.rows.add(Record(0, learner.steps, metrics, episodes))) is not None:
+                self.trackers.add(row)
+            if learner.task != task:
+                saved = self.save()
+                self._show()
+        if stop.is_set() and not learner.done:
+            saved = self.save()
+        return self.outcome(saved, stop.is_set())
+
+    def save(self) -> bool:
+        """Write a checkpoint; return whether that worked."""
+        tensors, data = self.learner.state()
+        return self.write(self.learner.steps, tensors, {"learner": data})
+
+    def _show(self) -> None:
+        """Show and keep how well every task is known after the one just learned."""
+        learner = self.learner
+        matrix, n_tasks = learner.matrix, learner.envs.task.n_tasks
+        known = [float(value) for value in matrix[-1]]
+        words = (
+            f"task {learner.task} of {n_tasks} learned; accuracies {', '.join(f'{v:.1f}' for v in known)} %"
+        )
+        if learner.done:
+            numbers = summary(matrix)
+            words += "; " + ", ".join(f"{name.upper()} {value:.2f}" for name, value in numbers.items())
+        data = learner.test_envs.task.provenance
+        score = Score(
+            source="training",
+            env=self.config.env,
+            checkpoint=learner.steps,
+            protocol_hash=None,
+            deterministic=True,
+            stuck_after=0,
+            seed=self.config.seed,
+            mean=sum(known[: learner.task]) / learner.task,
+            std=0.0,
+            returns=known,
+            lengths=[100] * n_tasks,
+            stuck=0,
+            truncated=0,
+            data=data,
+        )
+        self.trackers.add_score(score, f"{words}; data: {data}")
+        lines = ["after,task,accuracy"]
+        lines += [
+            f"{after},{task},{value}"
+            for after, row in enumerate(learner.rows)
+            for task, value in enumerate(row)
+        ]
+        try:
+            (self.run.path / "matrix.csv").write_text("\n".join(lines) + "\n", "utf-8")
+            append_score(self.run.path, score)
+            if self.saved is not None:
+                write_evaluation(self.saved, score)
+        except OSError as error:
+            self.trackers.note(f"the scores after task {learner.task} cannot be written: {error}")

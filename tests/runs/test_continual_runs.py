@@ -1,0 +1,88 @@
+"""Continual runs through the commands: a matrix of accuracies, presets by scenario, and going on where they were."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neurocoder.runs.checkpoint import saved_steps
+from neurocoder.runs.cli import main
+from neurocoder.runs.config import resolve
+from neurocoder.runs.run import Run, find_runs
+
+ID = "neurocoder/SplitDigits-v0"
+SMALL = ["--head", "linear", "--set", "policy.encoder_config.hidden=[32]", "--set", "continual.batch_size=32"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    logs = tmp_path_factory.mktemp("logs")
+    arguments = [*SMALL, "--set", "continual.method=si", "--set", "env_options.scenario=task"]
+    assert main(["train", ID, "--logs", str(logs), *arguments]) == 0
+    (run,) = find_runs(logs)
+    return run
+
+
+def matrix_of(run: Run) -> np.ndarray:
+    with (run.path / "matrix.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return np.array([float(row["accuracy"]) for row in rows]).reshape(-1, 5)
+
+
+def test_a_run_tests_all_tasks_after_each(trained: Run) -> None:
+    config = trained.config()
+    assert config.agent == "continual" and config.continual.strength == 300  # of scenario task
+    matrix = matrix_of(trained)
+    assert matrix.shape == (6, 5)
+    assert matrix[range(1, 6), range(5)].mean() > 75  # of two classes
+    scores = [json.loads(line) for line in (trained.path / "evaluations.jsonl").read_text().splitlines()]
+    assert [score["returns"] for score in scores] == matrix[1:].tolist()
+    assert scores[2]["mean"] == pytest.approx(matrix[3, :3].mean())
+    assert saved_steps(trained.checkpoints)[-1] == config.steps == scores[-1]["checkpoint"]
+
+
+def test_a_run_cut_in_two_is_the_same_run(trained: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "logs" / "neurocoder-SplitDigits-v0" / "half"
+    shutil.copytree(trained.path, copy)
+    *_, before, last = saved_steps(trained.checkpoints)
+    shutil.rmtree(copy / "checkpoints" / str(last))
+    assert before > 0 and main(["train", "--resume", str(copy)]) == 0
+    for name in ("model", "optimizer"):
+        file = f"checkpoints/{last}/{name}.safetensors"
+        assert (copy / file).read_bytes() == (trained.path / file).read_bytes()
+    assert (copy / "matrix.csv").read_text() == (trained.path / "matrix.csv").read_text()
+
+
+@pytest.mark.parametrize(("scenario", "strength"), [("task", 100), ("domain", 100), ("class", 600)])
+def test_a_method_without_its_coefficient_takes_the_scenarios(scenario: str, strength: float) -> None:
+    config = resolve(ID, None, {"continual.method": "ewc", "env_options.scenario": scenario}, "test")
+    assert config.continual.strength == strength
+    given = resolve(ID, None, {"continual.method": "ewc", "continual.strength": 7.0}, "test")
+    assert given.continual.strength == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([ID, "--set", "continual.method=ewk"], "did you mean 'ewc'"),
+        ([ID, "--set", "env_options.tasks=9"], "tasks"),
+        ([ID, "--core", "lstm"], "policy.core"),
+        (["neurocoder/Digits-v0", "--agent", "continual"], "no tasks one after the other"),
+        ([ID, "--set", "continual.strength=-1"], "continual.strength=-1"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["train", *arguments, "--logs", str(tmp_path / "logs")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "logs").exists()
+
+
+def test_eval_says_where_the_matrix_is(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(trained.path)]) == 2
+    assert "matrix.csv" in capsys.readouterr().err
