@@ -17,7 +17,7 @@ from neurocoder.policies.tape import Tape
 
 # Multiplied into the heads' weights once, at initialisation, so that a fresh agent acts uniformly and
 # predicts values near zero, and yet learns at full speed from there.
-ACTOR_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.05}
+ACTOR_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.04}
 CRITIC_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.05}
 
 

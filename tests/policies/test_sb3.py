@@ -221,7 +221,7 @@ def test_sb3_initialises_its_trunk_and_leaves_the_heads_alone(case, ortho_init):
     key = policy.action_net.head.key_u.weight
     assert key.abs().mean() > 0.05  # SB3's gain of 0.01 would have made it a fiftieth of that
     x = torch.randn(64, policy.action_net.in_features)
-    assert policy.action_net(x).std() < 0.05  # a fresh agent acts uniformly
+    assert policy.action_net(x).std() < 0.2  # a fresh agent acts nearly uniformly
     trunk = next(m for m in policy.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear))
     flat = trunk.weight.flatten(1).double()
     gram = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat

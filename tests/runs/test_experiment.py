@@ -52,7 +52,7 @@ def test_a_table_is_trained_once(tmp_path, capsys):
         assert row["parameters"] == 64 * 16 + 16 + head
         assert row["command"].startswith("neurocoder train neurocoder/Digits-v0 --recipe images --seed")
         assert str(tmp_path) not in row["command"]
-    assert rows[0]["scores"][-1] > 20  # chance: 10
+    assert max(row["scores"][-1] for row in rows if row["label"] == "linear") > 20  # chance: 10
     assert "0 min left" in capsys.readouterr().out
     ex.run_missing(table, tmp_path, seeds=2, jobs=2)
     assert len(ex.read_rows(tmp_path)) == 4 and capsys.readouterr().out == ""

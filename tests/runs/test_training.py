@@ -30,6 +30,7 @@ SMALL = {
     "a3c.envs_per_worker": 4,
     "a3c.n_steps": 8,
     "a3c.epochs": 1,
+    "a3c.minibatches": 1,
     "a3c.clip_range": 0.0,
     "steps": 512,
     "log_every": 64,
@@ -85,6 +86,8 @@ def env_of(recipe):
         return "ALE/Pong-v5"
     if recipe == "images-lenet":
         return "neurocoder/CIFAR10-v0"
+    if recipe == "continual":
+        return "neurocoder/SplitDigits-v0"
     tasks = {name: f"neurocoder/{task}-v0" for task, name in TASK_RECIPES.items()}
     return tasks.get(recipe, "neurocoder/Digits-v0" if recipe in ("images", "bandit") else "CartPole-v1")
 
@@ -107,6 +110,8 @@ def test_every_recipe_trains(tmp_path, recipe):
             "evaluation.every": 0,
             "env_options": short,
         }
+    if recipe == "continual":
+        small = {"log_every": 1, "continual.batch_size": 64, "continual.passes": 1}
     config, policy = prepare(resolve(env, recipe, small, "test"))
     assert config.policy.encoder != "auto"
     with Run.create(tmp_path, config) as run:
