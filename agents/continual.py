@@ -46,9 +46,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neurocoder.agents.continual_methods import METHOD_CLASSES, ContinualConfig
-from neurocoder.agents.importance import Network, Parameters, Samples, competing
+from neurocoder.agents.importance import Network, Samples, competing
 from neurocoder.agents.rollout import NonFiniteLossError
-from neurocoder.agents.supervised import Batch, Update, batches, make_optimizer, predict
+from neurocoder.agents.supervised import (
+    Batch,
+    Update,
+    batches,
+    load_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+    predict,
+)
 from neurocoder.envs import EPISODE, Place, TaskVectorEnv
 from neurocoder.envs.continual import ContinualVectorEnv
 from neurocoder.errors import ConfigError, require
@@ -263,12 +271,7 @@ class ContinualLearner:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return what :meth:`load` needs to go on exactly from here, within a task too: tensors, and JSON values."""
         tensors = {"random": torch.get_rng_state()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer/{index}/{name}": value
-                for name, value in slots.items()
-                if isinstance(value, Tensor)
-            }
+        tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
         # copies: two of them may be one tensor, which a file of tensors refuses
         tensors |= {f"method/{name}": value.clone() for name, value in self.method.tensors().items()}
         data = {"task": self.task, "draw": self.draw, "steps": self.steps, "rows": [*self.rows]}
@@ -282,27 +285,18 @@ class ContinualLearner:
         ValueError
             It is damaged, or was stored by another optimiser or method, or for another network or sequence of tasks.
         """
-        slots: dict[int, dict[str, Tensor]] = {}
-        remembered: Parameters = {}
+        parts: dict[str, dict[str, Tensor]] = {"optimizer": {}, "method": {}}
         random = tensors["random"]
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
-            if kind == "optimizer":
-                index, _, slot = name.partition("/")
-                slots.setdefault(int(index), {})[slot] = value
-            elif kind == "method":
-                remembered[name] = value
-        for number, parameter in enumerate(self.network.learned().values()):
-            for slot, value in slots.get(number, {}).items():
-                if value.ndim and value.shape != parameter.shape:
-                    raise ValueError(f"{slot} of parameter {number} has shape {tuple(value.shape)}")
+            if kind in parts:
+                parts[kind][name] = value
         task, n_tasks = int(data["task"]), self.envs.task.n_tasks
         rows = [[float(value) for value in row] for row in data["rows"]]
         if not 0 <= task <= n_tasks or any(len(row) != n_tasks for row in rows):
             raise ValueError(f"stored for other tasks than these {n_tasks}")
-        self.method.load(remembered)
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.method.load(parts["method"])
+        load_optimizer(self.optimizer, parts["optimizer"])
         self.task, self.draw, self.steps, self.rows = task, int(data["draw"]), int(data["steps"]), rows
         if not self.done:
             self._begin()

@@ -222,6 +222,38 @@ def make_optimizer(config: SupervisedConfig, policy: Policy) -> torch.optim.Opti
     return torch.optim.Adagrad(parameters, rate, weight_decay=decay, fused=True)
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the state of `optimizer` as tensors, ``<number of the parameter>/<slot>``, for :func:`load_optimizer`."""
+    states = optimizer.state_dict()["state"]
+    return {
+        f"{number}/{slot}": value
+        for number, slots in states.items()
+        for slot, value in slots.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Bring back what :func:`optimizer_tensors` returned.
+
+    Raises
+    ------
+    ValueError
+        It is damaged, or of other parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        place, _, slot = name.partition("/")
+        slots.setdefault(int(place), {})[slot] = value
+    for number, parameter in enumerate(parameters):
+        for slot, value in slots.get(number, {}).items():
+            if value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"{slot} of parameter {number} has shape {tuple(value.shape)}")
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+
+
 class SupervisedLearner:
     """Learns `policy` from `envs`, update by update; its state can be stored and brought back exactly.
 
@@ -304,11 +336,7 @@ class SupervisedLearner:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return what :meth:`load` needs to go on exactly from here: tensors, and JSON values."""
-        tensors = {"random": torch.get_rng_state()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"{index}/{name}": value for name, value in slots.items() if isinstance(value, Tensor)
-            }
+        tensors = {"random": torch.get_rng_state(), **optimizer_tensors(self.optimizer)}
         place = self.envs.stream.place  # of the batch that is shown, and not yet learned from
         return tensors, {"place": list(place), "steps": self.steps}
 
@@ -322,16 +350,7 @@ class SupervisedLearner:
         """
         kept = dict(tensors)
         random = kept.pop("random")
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in kept.items():
-            index, _, slot = name.partition("/")
-            slots.setdefault(int(index), {})[slot] = value
-        for number, parameter in enumerate(self._parameters):
-            for slot, value in slots.get(number, {}).items():
-                if value.ndim and value.shape != parameter.shape:
-                    raise ValueError(f"{slot} of parameter {number} has shape {tuple(value.shape)}")
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        load_optimizer(self.optimizer, kept)
         self.steps = int(data["steps"])
         self._batches = batches(self.envs, *self.envs.go_to(Place(*map(int, data["place"]))))
         torch.set_rng_state(random)

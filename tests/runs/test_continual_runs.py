@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import assert_refused
 
 from neurocoder.runs.checkpoint import saved_steps
 from neurocoder.runs.cli import main
@@ -77,10 +78,7 @@ def test_a_method_without_its_coefficient_takes_the_scenarios(scenario: str, str
 def test_bad_input_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert main(["train", *arguments, "--logs", str(tmp_path / "logs")]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-    assert not (tmp_path / "logs").exists()
+    assert_refused(tmp_path, capsys, arguments, message)
 
 
 def test_eval_says_where_the_matrix_is(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:

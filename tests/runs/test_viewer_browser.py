@@ -344,6 +344,7 @@ def test_a_new_episode_appears_in_the_list(page, tmp_path: Path, logs: Path) -> 
         page.wait_for_timeout(1500)
         shutil.copytree(logs / "b", root / "b")
         page.wait_for_selector("tbody tr:nth-child(2)")
+        assert len(page.query_selector_all("tbody tr")) == 2
         page.goto("about:blank")
 
 
