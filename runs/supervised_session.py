@@ -12,7 +12,7 @@ from neurocoder.runs.checkpoint import Checkpoint, write_evaluation
 from neurocoder.runs.config import TrainConfig
 from neurocoder.runs.evaluator import evaluation_seed
 from neurocoder.runs.run import Run
-from neurocoder.runs.scoring import append_score, describe_predictions, score_predictions
+from neurocoder.runs.scoring import Score, append_score, describe_predictions, score_predictions
 from neurocoder.runs.session import Outcome, Session
 
 
@@ -45,15 +45,17 @@ class SupervisedSession(Session):
             record = self._record(learner.update())
             if (row := self.rows.add(record)) is not None:
                 self.trackers.add(row)
-            if learner.steps // config.checkpoint_every > checkpoint_at // config.checkpoint_every:
+            over = learner.steps >= config.steps
+            if over or learner.steps // config.checkpoint_every > checkpoint_at // config.checkpoint_every:
                 checkpoint_at = learner.steps
+                # scored before it is saved: a run killed in between does both again, and misses no score
+                due = self.evaluation_is_due(learner.steps) or (over and config.evaluation.every > 0)
+                score = self.score() if due else None
                 saved = self.save()
-                if saved and self.evaluation_is_due(learner.steps):
-                    self.evaluate()
+                if score is not None:
+                    self.keep(score)
         if checkpoint_at != learner.steps:
             saved = self.save()
-        if saved and config.evaluation.every and self.evaluated_at != learner.steps and not stop.is_set():
-            self.evaluate()
         return self.outcome(saved, stop.is_set())
 
     def save(self) -> bool:
@@ -61,28 +63,30 @@ class SupervisedSession(Session):
         tensors, data = self.learner.state()
         return self.write(self.learner.steps, tensors, {"learner": data})
 
-    def evaluate(self) -> None:
-        """Score the checkpoint just written: show the score and keep it."""
-        assert self.saved is not None
+    def score(self) -> Score:
+        """Score the policy as it is."""
         started = time.monotonic()
-        config, learner = self.config, self.learner
-        self.evaluated_at = learner.steps
         score = score_predictions(
             self.policy,
-            config,
-            config.evaluation.episodes,
-            learner.steps,
-            seed=evaluation_seed(config.seed),
+            self.config,
+            self.config.evaluation.episodes,
+            self.learner.steps,
+            seed=evaluation_seed(self.config.seed),
             source="training",
             trust=self._trust,
         )
         score["seconds"] = round(time.monotonic() - started, 3)
-        self.trackers.add_score(score, describe_predictions(score, learner.envs.single_action_space))
+        return score
+
+    def keep(self, score: Score) -> None:
+        """Show the score of the checkpoint just written, and keep it where it belongs."""
+        self.trackers.add_score(score, describe_predictions(score, self.learner.envs.single_action_space))
         try:
             append_score(self.run.path, score)
-            write_evaluation(self.saved, score)
+            if self.saved is not None and self.saved.name == str(score["checkpoint"]):
+                write_evaluation(self.saved, score)
         except OSError as error:
-            self.trackers.note(f"the score of checkpoint {learner.steps} cannot be written: {error}")
+            self.trackers.note(f"the score of checkpoint {score['checkpoint']} cannot be written: {error}")
 
     def _record(self, update: Update) -> Record:
         metrics = {"loss": update.loss, "auxiliary_loss": update.auxiliary}
