@@ -10,7 +10,7 @@ channel (Salimans & Kingma 2016, arXiv 1602.07868, eqs. 5, 6; there with a batch
 import torch
 from torch import Tensor, nn
 
-from neurocoder.policies.cores import RecurrentCore
+from neurocoder.policies.cores import RecurrentCore, StackedCore
 from neurocoder.policies.policy import Policy
 
 
@@ -44,6 +44,7 @@ def calibrate(policy: Policy, observation: Tensor) -> None:
             x = standardize_(layer.weight, layer.bias, layer(x))
         else:
             x = layer(x)
-    if isinstance(policy.core, RecurrentCore):
-        cell = policy.core.cell
+    core = policy.core.layers[0] if isinstance(policy.core, StackedCore) else policy.core
+    if isinstance(core, RecurrentCore):
+        cell = core.cell
         standardize_(cell.weight_ih, cell.bias_ih, x @ cell.weight_ih.t() + cell.bias_ih)

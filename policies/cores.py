@@ -9,7 +9,7 @@ Shape suffixes: T time, B batch, F features, H units, G all gates (4H for an LST
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -336,6 +336,59 @@ class GRUCore(RecurrentCore):
         return grad_projected, grad_inner_TBG, (following,)
 
 
+class StackedCore(Core):
+    """Cores one above another: the output is the last one's, the state that of all, in their order."""
+
+    def __init__(self, layers: Sequence[Core]) -> None:
+        super().__init__(layers[-1].out_features)
+        self.layers = nn.ModuleList(layers)
+
+    def initial_state(self, batch_size: int) -> State:
+        return tuple(part for core in self._cores() for part in core.initial_state(batch_size))
+
+    def reset(self, state: State, episode_start: Tensor) -> State:
+        parts = zip(self._cores(), self._split(state), strict=True)
+        return tuple(part for core, own in parts for part in core.reset(own, episode_start))
+
+    def step(self, features: Tensor, state: State) -> tuple[Tensor, State]:
+        following: list[Tensor] = []
+        for core, own in zip(self._cores(), self._split(state), strict=True):
+            features, own = core.step(features, own)
+            following += own
+        return features, tuple(following)
+
+    def forward(self, features: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
+        following: list[Tensor] = []
+        for core, own in zip(self._cores(), self._split(state), strict=True):
+            features, own = core(features, own, episode_start)
+            following += own
+        return features, tuple(following)
+
+    def record(self, features: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State, Kept]:
+        following: list[Tensor] = []
+        kept: list[Tensor] = []
+        for core, own in zip(self._cores(), self._split(state), strict=True):
+            features, own, step = core.record(features, own, episode_start)
+            following += own
+            kept += step
+        return features, tuple(following), tuple(kept)
+
+    def backward_from(self, kept: Kept, grad_output: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        gradients: tuple[Tensor, ...] = ()
+        for core, own in reversed(list(zip(self._cores(), self._split(kept), strict=True))):
+            grad_output, below = core.backward_from(own, grad_output)
+            gradients = below + gradients
+        return grad_output, gradients
+
+    def _cores(self) -> Iterator[Core]:
+        return iter(self.layers)  # type: ignore[arg-type]  # nn.ModuleList does not say what is in it
+
+    def _split(self, parts: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+        """Return each layer's part: all layers are alike."""
+        n = len(parts) // len(self.layers)
+        return [parts[k : k + n] for k in range(0, len(parts), n)]
+
+
 def _orthogonal_cell(cell: nn.LSTMCell | nn.GRUCell, size: int) -> None:
     """Orthogonal weights per gate, zero biases."""
     for weight in (cell.weight_ih, cell.weight_hh):
@@ -345,19 +398,33 @@ def _orthogonal_cell(cell: nn.LSTMCell | nn.GRUCell, size: int) -> None:
     nn.init.zeros_(cell.bias_hh)
 
 
+def _stacked(kind: type[RecurrentCore], in_features: int, size: int, layers: int) -> Core:
+    require(layers >= 1, "policy.core_config.layers", layers, ">= 1")
+    cores = [kind(size if layer else in_features, size) for layer in range(layers)]
+    return StackedCore(cores) if layers > 1 else cores[0]
+
+
+def _lstm(in_features: int, size: int, *, layers: int = 1) -> Core:
+    return _stacked(LSTMCore, in_features, size, layers)
+
+
+def _gru(in_features: int, size: int, *, layers: int = 1) -> Core:
+    return _stacked(GRUCore, in_features, size, layers)
+
+
 def _ntm() -> type[Core]:
     from neurocoder.policies.ntm import NTMCore  # which is built from this module
 
     return NTMCore
 
 
-CORES: dict[str, Callable[[], type[Core]]] = {
+CORES: dict[str, Callable[[], Callable[..., Core]]] = {
     "none": lambda: Core,
-    "lstm": lambda: LSTMCore,
-    "gru": lambda: GRUCore,
+    "lstm": lambda: _lstm,
+    "gru": lambda: _gru,
     "ntm": _ntm,
 }
-"""The class of each core, when called."""
+"""What makes each core, when called: keyword-only parameters are options."""
 
 
 def core_options(name: str) -> dict[str, Any]:

@@ -8,10 +8,8 @@ by hand      the same network, data, optimiser and batches in a bare loop
 ============ =============================================================================================
 """
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +21,13 @@ from neurocoder.envs import make_tasks
 from neurocoder.envs.datasets import load_dataset
 from neurocoder.envs.supervised import PIXEL_STATISTICS
 from neurocoder.policies import Policy, PolicyConfig
+from neurocoder.runs.bench.rounds import Compared, Work
 
 IDS = {"digits": "neurocoder/Digits-v0", "mnist": "neurocoder/MNIST-v0"}
 BATCH = 128
 HIDDEN = (400, 400)
 RATE = 1e-3
 SEED = 0
-
-
-class Row(NamedTuple):
-    """Images per second: the median, slowest and fastest round; and over what it is compared with."""
-
-    name: str
-    images_per_second: float
-    low: float
-    high: float
-    ratio: float
 
 
 class _Images(TorchDataset):
@@ -56,10 +45,6 @@ class _Images(TorchDataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image = self.images[index].float().div(255)
         return (image - self.mean) / self.deviation, self.labels[index]
-
-
-Work = Callable[[], int]
-"""Does one batch and returns how many images it had."""
 
 
 def environment(name: str) -> Work:
@@ -140,24 +125,6 @@ COMPARED: dict[str, tuple[Callable[[str], Work], str]] = {
 }
 
 
-def measure(name: str, repeats: int, seconds: float) -> Iterator[tuple[str, float]]:
-    """Yield (what, images per second), everything once in each round."""
-    works = {what: make(name) for what, (make, _) in COMPARED.items()}
-    for work in works.values():
-        for _ in range(20):  # the first touch of memory, optimisers' state
-            work()
-    for _ in range(repeats):
-        for what, work in works.items():
-            done, began = 0, time.perf_counter()
-            while (elapsed := time.perf_counter() - began) < seconds:
-                done += work()
-            yield what, done / elapsed
-
-
-def summarize(rates: dict[str, list[float]]) -> list[Row]:
-    """Return a row for each of COMPARED."""
-    medians = {what: statistics.median(values) for what, values in rates.items()}
-    return [
-        Row(what, medians[what], min(values), max(values), medians[what] / medians[COMPARED[what][1]])
-        for what, values in rates.items()
-    ]
+def works(name: str) -> dict[str, Compared]:
+    """Return what is measured of data set `name`: batches, and images for each."""
+    return {what: Compared(make(name), other) for what, (make, other) in COMPARED.items()}

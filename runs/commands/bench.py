@@ -38,6 +38,12 @@ bench.command(
     help="Images per second of tasks as environments, against a DataLoader and a loop by hand.",
 )
 
+bench.command(
+    "neurocoder.runs.commands.bench_tasks:ntm",
+    name="ntm",
+    help="Sequences per second that the Neural Turing Machine trains on.",
+)
+
 
 @bench.command
 def layer(

@@ -11,6 +11,11 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     "fig4": ("linear_mnist", "FIG4"),
     "fig5": ("polynomials", "FIG5"),
     "fig6": ("polynomials", "FIG6"),
+    "ntm-copy": ("sequence_tables", "NTM_COPY"),
+    "ntm-repeat-copy": ("sequence_tables", "NTM_REPEAT_COPY"),
+    "ntm-recall": ("sequence_tables", "NTM_RECALL"),
+    "ntm-ngrams": ("sequence_tables", "NTM_NGRAMS"),
+    "ntm-sort": ("sequence_tables", "NTM_SORT"),
 }
 COUNTS = ("table6",)
 """What is counted, and not trained."""

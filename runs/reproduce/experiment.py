@@ -8,17 +8,18 @@ import csv
 import io
 import json
 import os
+import re
 import shlex
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import tomli_w
 
@@ -67,6 +68,35 @@ class Row(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
+class Metric:
+    """What a row came to, for a table: `factor` times its "scores" or "losses"."""
+
+    name: str
+    key: Literal["scores", "losses"]
+    higher: bool
+    """Whether more is better."""
+    digits: int
+    factor: float = 1.0
+
+    def of(self, row: Row) -> list[float]:
+        """Return the values of a row's checkpoints."""
+        return [self.factor * value + 0.0 for value in row[self.key]]  # no minus zero
+
+    def best(self, values: Iterable[float]) -> float:
+        """Return the best of `values`."""
+        return max(values) if self.higher else min(values)
+
+    def show(self, value: float) -> str:
+        """Return `value` as it is printed."""
+        return f"{value:.{self.digits}f}"
+
+
+ACCURACY = Metric("accuracy", "scores", higher=True, digits=2)
+LOSS = Metric("loss", "losses", higher=False, digits=5)
+WRONG_BITS = Metric("wrong bits", "scores", higher=False, digits=3, factor=-1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """A table or a figure of the paper."""
 
@@ -76,10 +106,9 @@ class Experiment:
     quick: Mapping[str, Any]
     """Overrides for a look in a few minutes."""
     seeds: int
-    metric: str
-    """accuracy, percent: higher is better; or loss: lower is better."""
-    verdict: Callable[[Sequence[Row]], str]
-    """What the rows say, in sentences."""
+    metric: Metric
+    verdict: Callable[[Sequence[Row], Path], str]
+    """What the rows, and the files that `figures` left in the experiment's folder, say: in sentences."""
     figures: Callable[[Sequence[Row], Path], None]
     """Draws pictures into the experiment's folder, from the rows and the runs in it."""
 
@@ -162,7 +191,7 @@ def _count(run: Path) -> int:
 
 def slug(label: str) -> str:
     """Return `label` as a file name."""
-    return "".join(c if c.isalnum() else "-" for c in label.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -199,7 +228,7 @@ def run_missing(experiment: Experiment, folder: Path, seeds: int, jobs: int, onl
                 left = (time.monotonic() - began) / number * (len(missing) - number) / 60
                 print(
                     f"{number}/{len(missing)}  {row['label']}, seed {row['seed']}: "
-                    f"{_shown(experiment, _last(experiment, row))} ({row['minutes']:.1f} min; {left:.0f} min left)",
+                    f"{experiment.metric.show(experiment.metric.of(row)[-1])} ({row['minutes']:.1f} min; {left:.0f} min left)",
                     flush=True,
                 )
         except BaseException:
@@ -210,22 +239,6 @@ def run_missing(experiment: Experiment, folder: Path, seeds: int, jobs: int, onl
 # ------------------------------------------------------------------------------------------- the table
 
 
-def _values(experiment: Experiment, row: Row) -> list[float]:
-    return row["losses"] if experiment.metric == "loss" else row["scores"]
-
-
-def _last(experiment: Experiment, row: Row) -> float:
-    return _values(experiment, row)[-1]
-
-
-def _best(experiment: Experiment, row: Row) -> float:
-    return (min if experiment.metric == "loss" else max)(_values(experiment, row))
-
-
-def _shown(experiment: Experiment, value: float) -> str:
-    return f"{value:.5f}" if experiment.metric == "loss" else f"{value:.2f}"
-
-
 def summary(experiment: Experiment, rows: Sequence[Row]) -> list[dict[str, str]]:
     """Return a line for each setting that has rows: the score of its last checkpoints, and of the best of all."""
     lines = []
@@ -233,16 +246,17 @@ def summary(experiment: Experiment, rows: Sequence[Row]) -> list[dict[str, str]]
         own = sorted((row for row in rows if row["label"] == setting.label), key=lambda row: row["seed"])
         if not own:
             continue
-        last = [_last(experiment, row) for row in own]
-        pick = min if experiment.metric == "loss" else max
-        spread = f" ± {_shown(experiment, statistics.stdev(last))}" if len(last) > 1 else ""
+        metric = experiment.metric
+        last = [metric.of(row)[-1] for row in own]
+        best = metric.best(value for row in own for value in metric.of(row))
+        spread = f" ± {metric.show(statistics.stdev(last))}" if len(last) > 1 else ""
         lines.append(
             {
                 "setting": setting.label,
                 "parameters": f"{own[0]['parameters']:,}",
                 "seeds": str(len(own)),
-                f"{experiment.metric} at the end": _shown(experiment, statistics.mean(last)) + spread,
-                "best of all": _shown(experiment, pick(_best(experiment, row) for row in own)),
+                f"{metric.name} at the end": metric.show(statistics.mean(last)) + spread,
+                "best of all": metric.show(best),
                 "paper": setting.published,
                 "minutes": f"{statistics.mean(row['minutes'] for row in own):.1f}",
             }
@@ -250,7 +264,7 @@ def summary(experiment: Experiment, rows: Sequence[Row]) -> list[dict[str, str]]
     return lines
 
 
-def markdown(experiment: Experiment, rows: Sequence[Row]) -> str:
+def markdown(experiment: Experiment, rows: Sequence[Row], folder: Path) -> str:
     """Return title, table, where the data comes from, and the verdict, as Markdown."""
     lines = summary(experiment, rows)
     if not lines:
@@ -260,7 +274,7 @@ def markdown(experiment: Experiment, rows: Sequence[Row]) -> str:
     data = sorted({row["data"] for row in rows if row["data"]})
     parts = [f"# {experiment.title}", "\n".join("| " + " | ".join(cells) + " |" for cells in table)]
     parts += [f"Data: {'; '.join(data)}."] if data else []
-    return "\n\n".join([*parts, experiment.verdict(rows)]) + "\n"
+    return "\n\n".join([*parts, experiment.verdict(rows, folder)]) + "\n"
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -277,10 +291,10 @@ def as_csv(rows: Sequence[Row]) -> str:
 def report(experiment: Experiment, folder: Path) -> str:
     """Write table, CSV, JSON and pictures of what is there into `folder`; return the table."""
     rows = read_rows(folder)
-    text = markdown(experiment, rows)
+    if rows:
+        experiment.figures(rows, folder)
+    text = markdown(experiment, rows, folder)
     (folder / "table.md").write_text(text, "utf-8")
     (folder / "rows.csv").write_text(as_csv(rows), "utf-8")
     (folder / "summary.json").write_text(json.dumps(summary(experiment, rows), indent=1) + "\n", "utf-8")
-    if rows:
-        experiment.figures(rows, folder)
     return text

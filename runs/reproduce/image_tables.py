@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neurocoder.runs.reproduce.experiment import Experiment, Row, Setting
+from neurocoder.runs.reproduce.experiment import ACCURACY, Experiment, Row, Setting
 from neurocoder.runs.reproduce.pictures import bars
 from neurocoder.runs.reproduce.verdicts import against
 
@@ -84,15 +84,13 @@ def _flat(table: dict[str, Any]) -> list[tuple[str, Any]]:
     return found
 
 
-def verdict(rows: Sequence[Row]) -> str:
+def verdict(rows: Sequence[Row], folder: Path) -> str:
     """Say whether composed programs beat each of the others, network by network."""
     parts = []
     for network in ("MLP", "LeNet"):
         for other in HEADS:
             if other != "neurocoder":
-                parts.append(
-                    against(rows, f"{network}, neurocoder", f"{network}, {other}", "accuracy", higher=True)
-                )
+                parts.append(against(rows, f"{network}, neurocoder", f"{network}, {other}", ACCURACY))
     return "\n".join(f"- {part}" for part in parts if part)
 
 
@@ -113,7 +111,7 @@ TABLE2 = Experiment(
         "evaluation.env_options.samples": 1_000,
     },
     seeds=3,
-    metric="accuracy",
+    metric=ACCURACY,
     verdict=verdict,
     figures=figures,
 )

@@ -15,11 +15,9 @@ import torch
 
 from neurocoder.envs import make_tasks
 from neurocoder.policies import Policy
-from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint
-from neurocoder.runs.preparation import prepare
-from neurocoder.runs.reproduce.experiment import Experiment, Row, Setting
+from neurocoder.runs.reproduce.experiment import ACCURACY, Experiment, Row, Setting
+from neurocoder.runs.reproduce.trained import open_row
 from neurocoder.runs.reproduce.verdicts import against, ends
-from neurocoder.runs.run import Run
 
 ENV = "neurocoder/MNIST-v0"
 PASS = 60_000
@@ -80,15 +78,15 @@ SETTINGS = [
 ]
 
 
-def verdict(rows: Sequence[Row]) -> str:
+def verdict(rows: Sequence[Row], folder: Path) -> str:
     """Say whether the error falls with J, and whether composed weights beat softmax regressions."""
     best = "neurocoder, J = 5"
     parts = [
-        against(rows, best, "neurocoder, J = 1", "accuracy", higher=True),
-        against(rows, best, PROJECTED, "accuracy", higher=True),
-        against(rows, best, PIXELS, "accuracy", higher=True),
-        against(rows, best, "lowrank r5, projection", "accuracy", higher=True),
-        against(rows, best, "neurocoder, J = 5, a = 0", "accuracy", higher=True),
+        against(rows, best, "neurocoder, J = 1", ACCURACY),
+        against(rows, best, PROJECTED, ACCURACY),
+        against(rows, best, PIXELS, ACCURACY),
+        against(rows, best, "lowrank r5, projection", ACCURACY),
+        against(rows, best, "neurocoder, J = 5, a = 0", ACCURACY),
     ]
     return "\n".join(f"- {part}" for part in parts if part)
 
@@ -187,11 +185,9 @@ def figures(rows: Sequence[Row], folder: Path) -> None:
     for row in rows:
         if row["seed"] or not row["label"].startswith("neurocoder, ") or "slots" not in row["label"]:
             continue
-        run = Run(folder / row["run"])
-        if not run.checkpoints.is_dir():
-            continue  # a folder with rows only
-        saved = load_checkpoint(find_checkpoint(run.checkpoints), with_optimizer=False)
-        _, policy = prepare(run.config(), saved, trust=False)
+        if (trained := open_row(folder, row)) is None:
+            continue
+        policy = trained.policy
         kind = "single" if "J = 1" in row["label"] else "multi"
         attention = attention_by_digit(policy)
         draw_attention(attention, folder / f"attention-{kind}-step.png", row["label"])
@@ -206,7 +202,7 @@ def _draw_error(rows: Sequence[Row], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
-    found = {steps: ends(rows, f"neurocoder, J = {steps}", "accuracy") for steps in STEPS}
+    found = {steps: ends(rows, f"neurocoder, J = {steps}", ACCURACY) for steps in STEPS}
     have = [steps for steps in STEPS if found[steps]]
     if have:
         axis.plot(
@@ -220,7 +216,7 @@ def _draw_error(rows: Sequence[Row], file: Path) -> None:
                 alpha=0.5,
             )
     for label, color in ((PIXELS, "C3"), (PROJECTED, "C1")):
-        if values := ends(rows, label, "accuracy"):
+        if values := ends(rows, label, ACCURACY):
             axis.axhline(
                 100 - float(np.mean(list(values.values()))), color=color, linestyle="--", label=label
             )
@@ -241,7 +237,7 @@ FIG4 = Experiment(
         "evaluation.env_options.samples": 2_000,
     },
     seeds=3,
-    metric="accuracy",
+    metric=ACCURACY,
     verdict=verdict,
     figures=figures,
 )

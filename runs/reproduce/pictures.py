@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neurocoder.runs.reproduce.experiment import Row
+from neurocoder.runs.reproduce.experiment import Metric, Row
 
 
 def labels_of(rows: Sequence[Row]) -> list[str]:
@@ -33,8 +33,20 @@ def bars(rows: Sequence[Row], file: Path, title: str) -> None:
     plt.close(figure)
 
 
-def curves(rows: Sequence[Row], file: Path, title: str, *, per_update: int, logarithmic: bool) -> None:
-    """Draw each setting's loss over updates: the mean over its seeds, and a band from the lowest to the highest."""
+def curves(
+    rows: Sequence[Row],
+    file: Path,
+    metric: Metric,
+    *,
+    per_unit: float,
+    unit: str = "updates",
+    title: str = "",
+    logarithmic: bool = False,
+) -> None:
+    """Draw each setting's `metric` while it was trained: the mean over its seeds, and a band from the lowest to the highest.
+
+    `unit` is what stands below the curves; one is `per_unit` agent steps.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -44,11 +56,12 @@ def curves(rows: Sequence[Row], file: Path, title: str, *, per_update: int, loga
     for number, label in enumerate(labels_of(rows)):
         own = [row for row in rows if row["label"] == label]
         length = min(len(row["steps"]) for row in own)
-        x = np.array(own[0]["steps"][:length]) / per_update
-        y = np.array([row["losses"][:length] for row in own])
-        axis.plot(x, y.mean(axis=0), color=f"C{number}", label=f"{label} ({len(own)} seeds)")
+        x = np.array(own[0]["steps"][:length]) / per_unit
+        y = np.array([metric.of(row)[:length] for row in own])
+        seeds = f"{len(own)} seed{'s' * (len(own) > 1)}"
+        axis.plot(x, y.mean(axis=0), color=f"C{number}", label=f"{label} ({seeds})")
         axis.fill_between(x, y.min(axis=0), y.max(axis=0), color=f"C{number}", alpha=0.2, linewidth=0)
-    axis.set(xlabel="updates", ylabel=title, yscale="log" if logarithmic else "linear")
+    axis.set(xlabel=unit, ylabel=metric.name, title=title, yscale="log" if logarithmic else "linear")
     axis.legend(fontsize=8)
     figure.savefig(file, dpi=110)
     plt.close(figure)

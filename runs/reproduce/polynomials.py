@@ -6,6 +6,7 @@ control is a static layer on the smallest GRU. What the paper does not say is se
 scaled to |y| <= 1, Adam at 1e-3, gradients of at most norm 1.
 """
 
+import csv
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,10 @@ import torch
 
 from neurocoder.envs import make_tasks
 from neurocoder.policies import Policy
-from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint
-from neurocoder.runs.preparation import prepare
-from neurocoder.runs.reproduce.experiment import Experiment, Row, Setting
+from neurocoder.runs.reproduce.experiment import LOSS, Experiment, Row, Setting
 from neurocoder.runs.reproduce.pictures import curves
+from neurocoder.runs.reproduce.trained import Trained, open_row
 from neurocoder.runs.reproduce.verdicts import against
-from neurocoder.runs.run import Run
 
 ENV = "neurocoder/Polynomial-v0"
 LENGTH, BATCH = 100, 128
@@ -43,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     ", twice the chunks": {"env_options.chunks": 10},
     ", noise 0.1": {"env_options.noise": 0.1},
 }
+BOUNDARIES = "boundaries.csv"
 TOLERANCE = 2
 """Steps by which a found boundary may miss a true one."""
 
@@ -98,17 +98,9 @@ def attention_over(policy: Policy, inputs: torch.Tensor) -> tuple[np.ndarray, np
     return trace.actor.attention_u[..., 0, :].numpy(), output.logits[..., 0].numpy()
 
 
-def open_policy(folder: Path, row: Row) -> tuple[Policy, dict[str, Any]]:
-    """Return the policy that a row's run ended with, and the options of its environment."""
-    run = Run(folder / row["run"])
-    saved = load_checkpoint(find_checkpoint(run.checkpoints), with_optimizer=False)
-    config, policy = prepare(run.config(), saved, trust=False)
-    return policy, config.evaluation_options
-
-
-def boundary_scores(folder: Path, row: Row, sequences: int = 256) -> dict[str, float]:
-    """Return the mean boundary score of a run's attention, of the jumps of y itself, and of chance."""
-    policy, options = open_policy(folder, row)
+def boundary_scores(trained: Trained, sequences: int = 256) -> dict[str, float]:
+    """Return the mean boundary score of a policy's attention, of the jumps of y itself, and of chance."""
+    policy, _, options = trained
     envs = make_tasks(ENV, sequences, options)
     drawn = envs.task.draw(12345, 0, sequences)
     attention, _ = attention_over(policy, torch.from_numpy(drawn.inputs))
@@ -125,20 +117,20 @@ def boundary_scores(folder: Path, row: Row, sequences: int = 256) -> dict[str, f
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
-def draw_attention(folder: Path, row: Row, file: Path) -> None:
+def draw_attention(trained: Trained, title: str, file: Path) -> None:
     """Draw one sequence as Figure 5 does: attention of the first component above, prediction and truth below."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    policy, options = open_policy(folder, row)
+    policy, _, options = trained
     drawn = make_tasks(ENV, 1, options).task.draw(7, 0, 1)
     attention, predicted = attention_over(policy, torch.from_numpy(drawn.inputs))
     chunks = int(options.get("chunks", 5))
     figure, (above, below) = plt.subplots(2, 1, figsize=(7, 4.5), sharex=True, layout="constrained")
     above.imshow(attention[:, 0].T, aspect="auto", cmap="magma", interpolation="nearest")
-    above.set(ylabel="slot of M_U", title=f"{row['label']}, seed {row['seed']}")
+    above.set(ylabel="slot of M_U", title=title)
     below.plot(drawn.targets[:, 0, 0], color="C0", label="y")
     below.plot(predicted[:, 0], color="C1", label="predicted")
     for c in range(1, chunks):
@@ -150,17 +142,43 @@ def draw_attention(folder: Path, row: Row, file: Path) -> None:
     plt.close(figure)
 
 
+FIG5_MODELS = ("neurocoder single-step", "neurocoder multi-step")
+
+
 def figures5(rows: Sequence[Row], folder: Path) -> None:
     """Draw Figure 5 for both Neurocoders, and write how well their attention finds boundaries."""
     lines = ["setting,seed,attention,jumps of y,chance"]
     for row in rows:
-        if row["label"] not in ("neurocoder single-step", "neurocoder multi-step"):
+        if row["label"] not in FIG5_MODELS or (trained := open_row(folder, row)) is None:
             continue
-        scores = boundary_scores(folder, row)
+        scores = boundary_scores(trained)
         lines.append(f"{row['label']},{row['seed']}," + ",".join(f"{value:.3f}" for value in scores.values()))
         if row["seed"] == 0:
-            draw_attention(folder, row, folder / f"attention-{row['label'].split()[-1]}.png")
-    (folder / "boundaries.csv").write_text("\n".join(lines) + "\n", "utf-8")
+            title = f"{row['label']}, seed {row['seed']}"
+            draw_attention(trained, title, folder / f"attention-{row['label'].split()[-1]}.png")
+    if len(lines) > 1:
+        (folder / BOUNDARIES).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def verdict5(rows: Sequence[Row], folder: Path) -> str:
+    """Say how many of the boundaries between chunks each Neurocoder's attention finds."""
+    if not (folder / BOUNDARIES).exists():
+        return ""
+    with (folder / BOUNDARIES).open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    parts = []
+    for label in FIG5_MODELS:
+        own = [line for line in found if line["setting"] == label]
+        if own:
+            means = {
+                name: float(np.mean([float(line[name]) for line in own]))
+                for name in ("attention", "jumps of y", "chance")
+            }
+            parts.append(
+                f"- {label}: attention finds {means['attention']:.0%} of the boundaries between chunks, the jumps of "
+                f"y itself {means['jumps of y']:.0%}, chance {means['chance']:.0%} ({len(own)} seeds)."
+            )
+    return "\n".join(parts)
 
 
 def figures6(rows: Sequence[Row], folder: Path) -> None:
@@ -169,21 +187,17 @@ def figures6(rows: Sequence[Row], folder: Path) -> None:
         own = [row for row in rows if row["label"] in {model + variant for model in MODELS}]
         if own:
             name = "curves" + (variant.replace(", ", "-").replace(" ", "-").replace(".", "") or "")
-            curves(own, folder / f"{name}.png", "mean squared error", per_update=PER_UPDATE, logarithmic=True)
+            curves(own, folder / f"{name}.png", LOSS, per_unit=PER_UPDATE, logarithmic=True)
 
 
-def verdict(rows: Sequence[Row]) -> str:
+def verdict(rows: Sequence[Row], folder: Path) -> str:
     """Say whether the order of Figure 6 (multi-step < single-step < HyperNet < linear) is there."""
     parts = []
     order = ["neurocoder multi-step", "neurocoder single-step", "hypernet", "linear"]
     for variant in VARIANTS:
         for better, worse in itertools.pairwise(order):
-            parts.append(against(rows, better + variant, worse + variant, "loss", higher=False))
-        parts.append(
-            against(
-                rows, "neurocoder multi-step" + variant, "linear, GRU of 8" + variant, "loss", higher=False
-            )
-        )
+            parts.append(against(rows, better + variant, worse + variant, LOSS))
+        parts.append(against(rows, "neurocoder multi-step" + variant, "linear, GRU of 8" + variant, LOSS))
     return "\n".join(f"- {part}" for part in parts if part)
 
 
@@ -199,7 +213,7 @@ FIG6 = Experiment(
     [_setting(model, variant) for variant in VARIANTS for model in MODELS],
     quick=QUICK,
     seeds=3,
-    metric="loss",
+    metric=LOSS,
     verdict=verdict,
     figures=figures6,
 )
@@ -209,7 +223,7 @@ FIG5 = Experiment(
     [_setting(model, "") for model in ("neurocoder single-step", "neurocoder multi-step")],
     quick=QUICK,
     seeds=3,
-    metric="loss",
-    verdict=lambda rows: "How well attention finds the boundaries between chunks: boundaries.csv.",
+    metric=LOSS,
+    verdict=verdict5,
     figures=figures5,
 )

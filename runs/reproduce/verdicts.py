@@ -3,16 +3,15 @@
 import statistics
 from collections.abc import Sequence
 
-from neurocoder.runs.reproduce.experiment import Row
+from neurocoder.runs.reproduce.experiment import Metric, Row
 
 
-def ends(rows: Sequence[Row], label: str, metric: str) -> dict[int, float]:
-    """Return what the runs of setting `label` came to, by seed: accuracy or loss of their last checkpoint."""
-    key = "losses" if metric == "loss" else "scores"
-    return {row["seed"]: row[key][-1] for row in rows if row["label"] == label}  # type: ignore[literal-required]
+def ends(rows: Sequence[Row], label: str, metric: Metric) -> dict[int, float]:
+    """Return what the runs of setting `label` came to with their last checkpoint, by seed."""
+    return {row["seed"]: metric.of(row)[-1] for row in rows if row["label"] == label}
 
 
-def against(rows: Sequence[Row], ours: str, other: str, metric: str, *, higher: bool) -> str:
+def against(rows: Sequence[Row], ours: str, other: str, metric: Metric) -> str:
     """Return a sentence that compares setting `ours` with `other` seed by seed; nothing where one has no rows.
 
     It is called better, or worse, only if that is so with every one of at least three seeds.
@@ -21,7 +20,7 @@ def against(rows: Sequence[Row], ours: str, other: str, metric: str, *, higher: 
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return ""
-    sign = 1 if higher else -1
+    sign = 1 if metric.higher else -1
     gains = [sign * (first[seed] - second[seed]) for seed in seeds]
     wins = sum(gain > 0 for gain in gains)
     numbers = f"{statistics.mean(first.values()):.5g} against {statistics.mean(second.values()):.5g}"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from neurocoder.errors import ConfigError
 from neurocoder.policies.cores import Core, make_core, reset_state
 
 NAMES = pytest.mark.parametrize("name", ["lstm", "gru"])
@@ -128,3 +129,54 @@ def test_compilers_see_one_graph(name):
     for size in (1, 9):
         inputs = sequence(core, 3, size)
         torch.testing.assert_close(exported(*inputs), core(*inputs))
+
+
+@NAMES
+def test_layers_are_pytorchs_own(name):
+    core = make_core(name, 5, 6, layers=3).double()
+    reference = {"lstm": nn.LSTM, "gru": nn.GRU}[name](5, 6, num_layers=3).double()
+    with torch.no_grad():
+        for ours, theirs in zip(core.parameters(), reference.parameters(), strict=True):
+            theirs.copy_(ours.add_(0.3 * torch.randn_like(ours)))
+    features = torch.randn(9, 2, 5, dtype=torch.float64, requires_grad=True)
+    output, last = core(features, core.initial_state(2), torch.zeros(9, 2, dtype=torch.bool))
+    expected, expected_last = reference(features)
+    torch.testing.assert_close(output, expected)
+    expected_last = expected_last if name == "lstm" else (expected_last,)
+    # PyTorch has all hidden states first, then all cells
+    ours = [torch.stack(last[k :: len(expected_last)]) for k in range(len(expected_last))]
+    torch.testing.assert_close(ours, list(expected_last))
+    one = torch.autograd.grad(output.square().sum(), (features, *core.parameters()))
+    two = torch.autograd.grad(expected.square().sum(), (features, *reference.parameters()))
+    torch.testing.assert_close(one, two)
+
+
+@NAMES
+def test_layers_step_by_step_and_recorded(name):
+    """What `record` kept gives autograd's gradients, and single steps with resets give the sequence."""
+    core = make_core(name, 3, 4, layers=2).double()
+    features = torch.randn(6, 3, 3, dtype=torch.float64, requires_grad=True)
+    start = torch.rand(6, 3) < 0.3
+    state = tuple(torch.randn_like(part) for part in core.initial_state(3))
+    output, last = core(features, state, start)
+    weight = torch.randn_like(output)
+    expected = torch.autograd.grad((output * weight).sum(), (features, *core.parameters()))
+    outputs, steps, following = [], [], state
+    with torch.no_grad():
+        for t in range(6):
+            step, following, kept = core.record(features[t], following, start[t])
+            outputs.append(step)
+            steps.append(kept)
+    torch.testing.assert_close((torch.stack(outputs), following), (output, last))
+    with torch.no_grad():
+        grad_features, gradients = core.backward_from(
+            tuple(torch.stack(column) for column in zip(*steps, strict=True)), weight
+        )
+    torch.testing.assert_close((grad_features, *gradients), expected)
+    plain, following = Core.forward(core, features, state, start)
+    torch.testing.assert_close((plain, following), (output, last))
+
+
+def test_layers_are_refused_in_words():
+    with pytest.raises(ConfigError, match="layers"):
+        make_core("lstm", 3, 4, layers=0)

@@ -33,7 +33,14 @@ def digits(label, head, **options):
 
 def tiny(*settings):
     return ex.Experiment(
-        "tiny", "A tiny table", settings, {}, 2, "accuracy", lambda rows: "So it is.", lambda *_: None
+        "tiny",
+        "A tiny table",
+        settings,
+        {},
+        2,
+        ex.ACCURACY,
+        lambda rows, folder: "So it is.",
+        lambda *_: None,
     )
 
 
@@ -130,10 +137,10 @@ def rows_of(label, values):
 )
 def test_verdicts(ours, other, word):
     rows = [*rows_of("ours", ours), *rows_of("other", other)]
-    assert against(rows, "ours", "other", "accuracy", higher=True).endswith(f": {word}.")
-    assert against(rows, "ours", "nobody", "accuracy", higher=True) == ""
+    assert against(rows, "ours", "other", ex.ACCURACY).endswith(f": {word}.")
+    assert against(rows, "ours", "nobody", ex.ACCURACY) == ""
     opposite = {"better": "worse", "worse": "better"}.get(word, word)
-    assert against(rows, "ours", "other", "loss", higher=False).endswith(f": {opposite}.")
+    assert against(rows, "ours", "other", ex.LOSS).endswith(f": {opposite}.")
 
 
 def test_boundaries_are_found_where_attention_changes():

@@ -1,0 +1,337 @@
+"""The Neural Turing Machine's five tasks (Graves, Wayne and Danihelka 2014, section 4), and what becomes of longer sequences.
+
+Networks are the paper's: controllers of 100 units with one read and one write head and a memory of 128 × 20 unless said,
+LSTMs of three layers. Learning is not: Adam at 1e-3 down to 0 (a cosine), batches of 32 sequences of one length, where the
+paper has RMSProp and single sequences. What is tested is the last checkpoint. A wrong bit is an output on the wrong side
+of one half; a sequence counts all of its wrong bits.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neurocoder.agents.supervised import batches, evaluate_predictions
+from neurocoder.envs import make_tasks
+from neurocoder.envs.sequences import bayes_bits
+from neurocoder.runs.reproduce.experiment import LOSS, WRONG_BITS, Experiment, Metric, Row, Setting, slug
+from neurocoder.runs.reproduce.pictures import curves
+from neurocoder.runs.reproduce.sequence_pictures import draw_memory, draw_strips, order
+from neurocoder.runs.reproduce.trained import Trained, open_row
+from neurocoder.runs.reproduce.verdicts import against
+
+BATCH = 32
+TESTED, TEST_BATCH, TEST_SEED = 1024, 32, 20141020
+"""Sequences of each test, how many of them have one length, and their seed."""
+TESTS_FILE = "tests.json"
+LSTM, FEEDFORWARD, BASELINE = "NTM, LSTM controller", "NTM, feed-forward controller", "LSTM, 3 layers"
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """Sequences that a trained network is tried on: options of the environment, and what was to be reached."""
+
+    name: str
+    options: Mapping[str, int] = field(default_factory=dict)
+    target: float | None = None
+    """Bits per sequence that the best and the median seed of the machine should stay below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One of the paper's tasks."""
+
+    name: str
+    title: str
+    env: str
+    recipe: str
+    updates: int
+    mean_steps: float
+    """Of a training sequence."""
+    tests: Sequence[Test]
+    networks: Mapping[str, Mapping[str, Any]]
+    """Overrides of the recipe's policy."""
+    common: Mapping[str, Any] = field(default_factory=dict)
+    published: Mapping[str, str] = field(default_factory=dict)
+    """What the paper's curves show of each network, in words."""
+    coded: bool = False
+    """Whether what counts is the bits that the predictions cost, not how many of them are wrong."""
+    optimum: Callable[[np.ndarray], np.ndarray] | None = None
+    """The bits that the best predictor's predictions cost, [B] for targets [T, B]."""
+    measure: Callable[[Trained, Path | None], dict[str, float]] | None = None
+    """What else a machine is asked, and where that is drawn."""
+
+    @property
+    def metric(self) -> Metric:
+        """What the training's evaluations are read by."""
+        return LOSS if self.coded else WRONG_BITS
+
+    def settings(self) -> list[Setting]:
+        """Return the lines of the table."""
+        steps = round(self.updates * self.mean_steps) * BATCH
+        every = math.ceil(steps / 20)
+        overrides = {
+            "steps": 20 * every,
+            "checkpoint_every": every,
+            "evaluation.every": every,
+            "keep_checkpoints": 1,
+            "milestone_every": 0,
+            "supervised.lr_schedule": "cosine",
+            **self.common,
+        }
+        return [
+            Setting(label, self.env, self.recipe, {**overrides, **network}, self.published.get(label, ""))
+            for label, network in self.networks.items()
+        ]
+
+
+def bits(trained: Trained, test: Test, *, coded: bool) -> float:
+    """Return the wrong bits per sequence, or what its predictions cost in bits (-log2 p)."""
+    envs = make_tasks(trained.env, TEST_BATCH, {**trained.options, **test.options})
+    found = evaluate_predictions(trained.policy, envs, TESTED // TEST_BATCH, TEST_SEED)
+    if coded:
+        return found.loss * found.scored / TESTED / math.log(2)
+    return -statistics.mean(found.returns)
+
+
+def best_bits(trained: Trained, optimum: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Return what the best predictor's predictions cost in bits, for the sequences of :func:`bits`."""
+    envs = make_tasks(trained.env, TEST_BATCH, trained.options)
+    source = batches(envs, *envs.reset(seed=TEST_SEED))
+    costs = [optimum(next(source).target[..., 0].numpy()) for _ in range(TESTED // TEST_BATCH)]
+    return float(np.mean(costs))
+
+
+def figures(table: Table, rows: Sequence[Row], folder: Path) -> None:
+    """Test what has not been tested yet, and draw the paper's pictures."""
+    done: dict[str, dict[str, float]] = _read_tests(folder)
+    for row in rows:
+        key = f"{row['label']}, seed {row['seed']}"
+        if key in done or (trained := open_row(folder, row)) is None:
+            continue
+        results = {test.name: bits(trained, test, coded=table.coded) for test in table.tests}
+        if table.optimum is not None:
+            results["optimum"] = best_bits(trained, table.optimum)
+        if table.measure is not None and row["label"] != BASELINE:
+            picture = folder / f"{slug(key)}-order.png" if row["seed"] == 0 else None
+            results |= table.measure(trained, picture)
+        if row["seed"] == 0:
+            _draw(table, trained, key, folder)
+        done[key] = {name: round(value, 5) for name, value in results.items()}
+        (folder / TESTS_FILE).write_text(json.dumps(done, indent=1) + "\n", "utf-8")
+    curves(
+        rows,
+        folder / "curves.png",
+        table.metric,
+        per_unit=table.mean_steps * 1000,
+        unit="thousand training sequences",
+        title=table.title,
+    )
+
+
+def _draw(table: Table, trained: Trained, key: str, folder: Path) -> None:
+    for test in table.tests:
+        options = {**trained.options, **test.options, **longest(test.options)}
+        file = folder / f"{slug(key)}-{slug(test.name)}.png"
+        draw_strips(Trained(trained.policy, trained.env, options), file, f"{key}: {test.name}")
+    if trained.policy.config.core == "ntm":
+        test = table.tests[0]
+        options = {**trained.options, **test.options, **longest(test.options)}
+        file = folder / f"{slug(key)}-memory.png"
+        draw_memory(Trained(trained.policy, trained.env, options), file, f"{key}: {test.name}")
+
+
+def longest(options: Mapping[str, int]) -> dict[str, int]:
+    """Return options whose every range is at its upper end."""
+    tops = {name.removeprefix("max_"): value for name, value in options.items() if name.startswith("max_")}
+    return {f"{end}_{name}": value for name, value in tops.items() for end in ("min", "max")}
+
+
+def _read_tests(folder: Path) -> dict[str, dict[str, float]]:
+    file = folder / TESTS_FILE
+    return json.loads(file.read_text("utf-8")) if file.exists() else {}
+
+
+def verdict(table: Table, rows: Sequence[Row], folder: Path) -> str:
+    """Return the tests of every seed as a table, whether the targets are met, and which network is better."""
+    done = _read_tests(folder)
+    if not done:
+        return ""
+    names = list(dict.fromkeys(name for results in done.values() for name in results))
+    unit = "bits that predictions cost" if table.coded else "wrong bits"
+    lines = [f"Tests, {unit} per sequence ({TESTED:,} sequences each):", ""]
+    lines += ["| run | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    for key in sorted(done):
+        cells = (f"{done[key][name]:.4g}" if name in done[key] else "" for name in names)
+        lines.append(f"| {key} | " + " | ".join(cells) + " |")
+    lines.append("")
+    for label in table.networks:
+        for test in table.tests:
+            if label != BASELINE and (sentence := _judged(test, label, done)):
+                lines.append(sentence)
+    pairs = [(LSTM, BASELINE), (FEEDFORWARD, BASELINE), (LSTM, FEEDFORWARD)]
+    sentences = (against(rows, ours, other, table.metric) for ours, other in pairs)
+    lines += [f"- At the end of training: {sentence}" for sentence in sentences if sentence]
+    return "\n".join(lines)
+
+
+def _judged(test: Test, label: str, done: Mapping[str, Mapping[str, float]]) -> str:
+    """Say whether a machine's seeds met the test's target; nothing where there is none."""
+    values = sorted(results[test.name] for key, results in done.items() if key.startswith(f"{label}, seed"))
+    if test.target is None or not values:
+        return ""
+    median = statistics.median(values)
+    if median < test.target:
+        word = "met"
+    elif values[0] < test.target:
+        word = "met by the best seed only"
+    else:
+        word = "missed"
+    return (
+        f"- {label}, {test.name}: best {values[0]:.4g}, median {median:.4g} of {len(values)} seeds "
+        f"(target: below {test.target:g}): {word}."
+    )
+
+
+# --------------------------------------------------------------------------------------------- the five
+
+
+def _ntm(controller: str = "lstm", **more: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"policy.core": "ntm", "policy.core_config": {}}
+    found["policy.core_config.controller"] = controller
+    return found | {f"policy.{name.replace('__', '.')}": value for name, value in more.items()}
+
+
+def _baseline(size: int) -> dict[str, Any]:
+    return {
+        "policy.core": "lstm",
+        "policy.core_size": size,
+        "policy.core_config": {},
+        "policy.core_config.layers": 3,
+    }
+
+
+def _length(**options: int) -> dict[str, int]:
+    """Return ranges that are one value each: length=50 is min_length=50, max_length=50."""
+    return {f"{end}_{name}": value for name, value in options.items() for end in ("min", "max")}
+
+
+COPY = Table(
+    "ntm-copy",
+    "Copy",
+    "neurocoder/Copy-v0",
+    "ntm-copy",
+    updates=8_000,
+    mean_steps=22,
+    tests=(
+        Test("lengths 1 to 20", {"min_length": 1, "max_length": 20}, 0.01),
+        Test("length 30", _length(length=30)),
+        Test("length 50", _length(length=50), 0.1),
+        Test("length 120", _length(length=120), 1.0),
+    ),
+    networks={LSTM: _ntm(), FEEDFORWARD: _ntm("feedforward"), BASELINE: _baseline(256)},
+    published={LSTM: "near 0", FEEDFORWARD: "near 0", BASELINE: "slower; breaks past 20"},
+)
+REPEAT_COPY = Table(
+    "ntm-repeat-copy",
+    "Repeat copy",
+    "neurocoder/RepeatCopy-v0",
+    "ntm-repeat-copy",
+    updates=12_000,
+    mean_steps=37.75,
+    tests=(
+        Test(
+            "lengths and repeats 1 to 10",
+            {"min_length": 1, "max_length": 10, "min_repeats": 1, "max_repeats": 10},
+            0.1,
+        ),
+        Test("length 20, 10 repeats", _length(length=20, repeats=10)),
+        Test("length 10, 20 repeats", _length(length=10, repeats=20)),
+    ),
+    networks={LSTM: _ntm(), FEEDFORWARD: _ntm("feedforward"), BASELINE: _baseline(256)},
+    published={LSTM: "near 0", FEEDFORWARD: "near 0", BASELINE: "near 0, later"},
+)
+RECALL = Table(
+    "ntm-recall",
+    "Associative recall",
+    "neurocoder/AssociativeRecall-v0",
+    "ntm-recall",
+    updates=20_000,
+    mean_steps=24,
+    tests=(
+        Test("6 items", _length(items=6), 0.1),
+        Test("10 items", _length(items=10)),
+        Test("12 items", _length(items=12)),
+        Test("15 items", _length(items=15), 1.0),
+    ),
+    networks={
+        LSTM: _ntm(),
+        FEEDFORWARD: _ntm(
+            "feedforward", core_size=256, core_config__read_heads=4, core_config__write_heads=4
+        ),
+        BASELINE: _baseline(256),
+    },
+    published={LSTM: "near 0", FEEDFORWARD: "near 0 after 30,000 sequences", BASELINE: "not near 0"},
+)
+NGRAMS = Table(
+    "ntm-ngrams",
+    "Dynamic 6-grams",
+    "neurocoder/DynamicNGrams-v0",
+    "ntm-ngrams",
+    updates=4_000,
+    mean_steps=200,
+    tests=(Test("200 bits"),),
+    networks={LSTM: _ntm(), FEEDFORWARD: _ntm("feedforward"), BASELINE: _baseline(128)},
+    published={LSTM: "a little below the LSTM", FEEDFORWARD: "a little below the LSTM"},
+    coded=True,
+    optimum=bayes_bits,
+)
+SORT = Table(
+    "ntm-sort",
+    "Priority sort, the 5 highest of 8",
+    "neurocoder/PrioritySort-v0",
+    "ntm-sort-small",
+    updates=30_000,
+    mean_steps=14,
+    tests=(Test("8 items, 5 to say", {"items": 8, "targets": 5}),),
+    networks={
+        LSTM: _ntm(core_config__read_heads=4, core_config__write_heads=4),
+        FEEDFORWARD: _ntm("feedforward", core_config__read_heads=4, core_config__write_heads=4),
+        BASELINE: _baseline(128),
+    },
+    published={LSTM: "below the LSTM (8 heads, 16 of 20)", FEEDFORWARD: "below the LSTM (8 heads, 16 of 20)"},
+    measure=order,
+)
+
+
+def _experiment(table: Table) -> Experiment:
+    steps = round(100 * table.mean_steps) * BATCH
+    quick = {
+        "steps": 2 * steps,
+        "checkpoint_every": steps,
+        "evaluation.every": steps,
+        "evaluation.episodes": 64,
+    }
+    return Experiment(
+        table.name,
+        table.title,
+        table.settings(),
+        quick=quick,
+        seeds=3,
+        metric=table.metric,
+        verdict=partial(verdict, table),
+        figures=partial(figures, table),
+    )
+
+
+NTM_COPY = _experiment(COPY)
+NTM_REPEAT_COPY = _experiment(REPEAT_COPY)
+NTM_RECALL = _experiment(RECALL)
+NTM_NGRAMS = _experiment(NGRAMS)
+NTM_SORT = _experiment(SORT)
