@@ -27,6 +27,7 @@ from neurocoder.policies.encoder_base import (
     orthogonal_,
 )
 from neurocoder.policies.heads import Head, MoEHead, head_options, make_head
+from neurocoder.policies.heads.linear import INITS
 from neurocoder.policies.vision import DenseNet100, EfficientNetLite0, LeNet, ResNet18
 
 CHANNELS_LAST_FROM = 32
@@ -243,6 +244,8 @@ class MLPEncoder(Encoder):
         tanh or relu, after every layer.
     bias
         Whether the layers have biases. A head has what it has.
+    init
+        ``"orthogonal"``, with biases 0; or ``"uniform"``: as nn.Linear draws them, from ± 1 / sqrt(inputs).
     layers_head
         A head's name: every layer is one ("all layers recoded"), with options `layers_head_config`. None: they are
         ``nn.Linear``.
@@ -263,6 +266,7 @@ class MLPEncoder(Encoder):
         hidden: Sequence[int] = (64, 64),
         activation: str = "tanh",
         bias: bool = True,
+        init: str = "orthogonal",
         layers_head: str | None = None,
         layers_head_config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -270,6 +274,7 @@ class MLPEncoder(Encoder):
         if not isinstance(hidden, list | tuple) or not all(type(n) is int and n >= 1 for n in hidden):
             raise ConfigError(f"hidden={hidden!r} must be a list of integers >= 1 (encoder 'mlp')")
         nonlinearity = lookup(ACTIVATIONS, activation, "activation")
+        lookup(dict.fromkeys(INITS), init, "init")
         if layers_head is None and layers_head_config:
             raise ConfigError("layers_head_config is for layers_head, which is not given (encoder 'mlp')")
         if layers_head is not None:
@@ -286,8 +291,9 @@ class MLPEncoder(Encoder):
             layers.append(nonlinearity())
         self.layers = nn.Sequential(*layers)
         self.out_features = widths[-1]
-        for layer in self.layers:  # and not `apply`: heads have drawn their own parameters
-            orthogonal_(layer)
+        if init == "orthogonal":
+            for layer in self.layers:  # and not `apply`: heads have drawn their own parameters
+                orthogonal_(layer)
         self._biased = bias
         self._recoded = layers_head is not None
 

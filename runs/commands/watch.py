@@ -18,6 +18,7 @@ def watch(
     *,
     port: int = PORT,
     browser: Annotated[bool, Parameter(negative="--no-browser")] = True,
+    demo: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Watch recorded episodes in the browser; new ones appear as they are recorded. Ctrl-C ends it.
 
@@ -31,6 +32,9 @@ def watch(
         Port on 127.0.0.1; 0 takes any that is free.
     browser
         Open the page in the browser.
+    demo
+        Let the trained agent that comes with the package play a game, and watch that; `where` is the logs folder
+        that keeps it.
     """
     import uvicorn
 
@@ -38,6 +42,10 @@ def watch(
     from neurocoder.runs.viewer.server import create_app
 
     require(0 <= port < 65536, "--port", port, "in [0, 65535]")
+    if demo:
+        from neurocoder.runs.replay.demo import record_demo
+
+        where = record_demo(where)
     if not where.is_dir():
         raise ConfigError(
             f"{where}: no such folder; expected logs, a run or an episode (neurocoder record RUN)"

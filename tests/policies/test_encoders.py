@@ -727,3 +727,23 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(weights_module.importlib, "import_module", missing)
     with pytest.raises(ConfigError, match=r'needs efficientnet-lite-pytorch, .*"neurocoder\[vision\]"'):
         make_encoder("efficientnet_lite0", COLOURS)
+
+
+def test_layers_start_as_pytorchs_own_where_that_is_asked_for():
+    torch.manual_seed(3)
+    encoder = made("mlp", (3,), hidden=[5, 4], init="uniform")
+    head = make_head("linear", 4, 2, init="uniform", output_scale=0.5)
+    torch.manual_seed(3)
+    layers = [torch.nn.Linear(a, b) for a, b in ((3, 5), (5, 4))]
+    found = [layer for layer in encoder.layers if isinstance(layer, torch.nn.Linear)]
+    for ours, theirs in zip(found, layers, strict=True):
+        torch.testing.assert_close((ours.weight, ours.bias), (theirs.weight, theirs.bias), rtol=0, atol=0)
+    head.reset_parameters()
+    bound = 1 / 4**0.5
+    assert head.layer.weight.abs().max() <= bound / 2 and 0 < head.layer.bias.abs().max() <= bound
+    for make in (
+        lambda: make_head("linear", 4, 2, init="xavier"),
+        lambda: made("mlp", (3,), init="xavier"),
+    ):
+        with pytest.raises((ConfigError, HeadError), match="init"):
+            make()
