@@ -1,7 +1,9 @@
-"""Do the tests fail when the code is wrong? ``python tests/mutants.py`` changes one thing at a time.
+"""Do the tests fail when the code is wrong? ``python tests/mutants.py [replay …]`` changes one thing at a time.
+
+Words are parts of file names: without any, every mutant is tried.
 
 Every mutant is a copy of the package with one expression replaced; its tests must go red. Prints a line for each
-and returns 1 if one survives. Not part of the suite: it runs parts of it some sixty times.
+and returns 1 if one survives. Not part of the suite: it runs parts of it some hundred times.
 """
 
 import os
@@ -24,6 +26,15 @@ VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE = (
 CALIBRATION = "policies/calibration.py"
 SB3_LAYERS, SB3_ACTOR_CRITIC = (f"policies/sb3/{name}.py" for name in ("layers", "actor_critic"))
 SB3_ENVS = "envs/sb3.py"
+RECORDER, FRAMES, EMULATION, PROGRAMS, EPISODE, PICKS, PAGE = (
+    f"runs/replay/{name}.py"
+    for name in ("recorder", "frames", "emulation", "programs", "episode", "picks", "page")
+)
+VIEWER, VIEWER_INDEX = "runs/viewer/server.py", "runs/viewer/index.py"
+SEQUENCES, CORES = "runs/reproduce/sequence_pictures.py", "policies/cores.py"
+REPLAY, REPLAY_PROGRAMS, SERVER = (
+    f"runs/test_{name}.py" for name in ("replay", "replay_programs", "viewer_server")
+)
 SUPERVISOR = "agents/test_supervisor.py"
 EXACT = "runs/test_training.py"
 
@@ -117,7 +128,10 @@ MUTANTS = [
     Mutant(A3C, "advantage.std(correction=0)", "advantage.std()", "agents/test_a3c.py"),
     Mutant(A3C, "- config.entropy_coefficient", "+ config.entropy_coefficient", "agents/test_a3c.py"),
     Mutant(
-        HOGWILD, "self._shared.gradients.mean(0)", "self._shared.gradients.sum(0)", "agents/test_hogwild.py"
+        HOGWILD,
+        "gradients[list(workers)].mean(0)",
+        "gradients[list(workers)].sum(0)",
+        "agents/test_hogwild.py",
     ),
     Mutant(HOGWILD, "0 < self.checkpoint_at <=", "0 < self.checkpoint_at <", SUPERVISOR),
     Mutant(WORKER, "board.steps[index] += config.steps_per_rollout", "board.steps[index] += 1", SUPERVISOR),
@@ -155,7 +169,7 @@ MUTANTS = [
     Mutant(WORKER, "    exit_with_parent()\n", "", SUPERVISOR),
     Mutant(SUPERVISE, "if silent > seat", "if False and silent > seat", SUPERVISOR),
     Mutant(SUPERVISE, "self.restarts += 1", "pass", SUPERVISOR),
-    Mutant(SUPERVISE, "board.steps += each", "board.steps[0] += each", SUPERVISOR),
+    Mutant(SUPERVISE, "board.steps[ended] += each", "board.steps += each", SUPERVISOR),
     Mutant(
         SUPERVISE,
         "if seat.slowest_update is None:\n                    raise",
@@ -174,13 +188,52 @@ MUTANTS = [
     Mutant(CALIBRATION, "bias.sub_(mean).div_(std)", "bias.add_(mean).div_(std)", "calibration"),
     Mutant(CALIBRATION, "weight.div_(std", "weight.mul_(std", "calibration"),
     Mutant(CALIBRATION, "std > 1e-3 * std.max()", "std >= 0", "calibration"),
-    Mutant(CALIBRATION, "isinstance(policy.core, RecurrentCore)", "False", "calibration"),
+    Mutant(CALIBRATION, "isinstance(core, RecurrentCore)", "False", "calibration"),
+    Mutant(CORES, "gradients = below + gradients", "gradients = gradients + below", "cores"),
+    Mutant(CORES, "in reversed(list(zip(self._cores()", "in (list(zip(self._cores()", "cores"),
+    Mutant(RECORDER, ' & ~step.info["_episode"]', "", REPLAY),
+    Mutant(RECORDER, "step.truncated[row] and not step.terminated[row]", "step.terminated[row]", REPLAY),
+    Mutant(PROGRAMS, "np.divide(attention, mean,", "np.divide(attention, 1.0,", REPLAY_PROGRAMS),
+    Mutant(PROGRAMS, "length >= hold and", "length > hold and", REPLAY_PROGRAMS),
+    Mutant(PROGRAMS, "begun[0] = (0, begun[0][1])", "pass", REPLAY_PROGRAMS),
+    Mutant(PROGRAMS, "sigma / sigma.sum(dim=-1, keepdim=True)", "sigma / sigma.shape[-1]", REPLAY_PROGRAMS),
+    Mutant(PROGRAMS, "<= FLAT", "<= -FLAT", REPLAY_PROGRAMS),
+    Mutant(PROGRAMS, "top.max() > COLLAPSED", "top.max() > 2", REPLAY_PROGRAMS),
+    Mutant(PROGRAMS, "self.low + self.step", "self.step", REPLAY_PROGRAMS),
+    Mutant(PROGRAMS, "np.lexsort((-attention.mean(axis=0), -steps))", "np.argsort(-steps)", REPLAY_PROGRAMS),
+    Mutant(FRAMES, "min(BLOCK, MAX_HEIGHT // height)", "BLOCK", REPLAY),
+    Mutant(FRAMES, "zlib.crc32(picture.tobytes(), self.crcs[-1])", "zlib.crc32(picture.tobytes())", REPLAY),
+    Mutant(FRAMES, "if size != (width, height):", "if False:", REPLAY),
+    Mutant(EMULATION, "if step and np.float32(moment.reward) != rewards[step - 1]:", "if False:", REPLAY),
+    Mutant(EMULATION, "if frames.crcs[block] != info.frame_crcs[block]:", "if False:", REPLAY),
+    Mutant(EMULATION, "if not 0 <= action < n_actions:", "if False:", REPLAY),
+    Mutant(EMULATION, 'if not moment.over and info.ended != "stuck":', "if False:", REPLAY),
+    Mutant(EPISODE, "shape[0] != rows or ", "", REPLAY),
+    Mutant(EPISODE, 'dtype.kind not in "biuf" or dtype.itemsize > 8 or fortran', "False", REPLAY),
+    Mutant(EPISODE, "if schema != SCHEMA:", "if False:", REPLAY),
+    Mutant(EPISODE, " or size > MAX_ARRAY", "", REPLAY),
+    Mutant(EPISODE, "if len(data) != size:", "if False:", REPLAY),
+    Mutant(PICKS, "(len(order) - 1) // 2", "0", REPLAY),
+    Mutant(PICKS, "shown - self._agent.protocol.frame_skip", "shown", REPLAY),
+    Mutant(PAGE, 'text.replace("<", "\\\\u003c")', "text", REPLAY),
+    Mutant(PAGE, "float(np.clip(reward[step], -1, 1))", "float(reward[step])", REPLAY),
+    Mutant(VIEWER, "int(number) * found.info.per_strip >= found.info.n_frames", "False", SERVER),
+    Mutant(VIEWER, "allowed_hosts=HOSTS", 'allowed_hosts=["*"]', SERVER),
+    Mutant(
+        VIEWER,
+        '        index.require_inside(found.folder / "frames" / strip_name(int(number)))\n',
+        "",
+        SERVER,
+    ),
+    Mutant(SEQUENCES, "y = (location - origin) % rows", "y = location", "runs/test_sequence_tables.py"),
 ]
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
     survivors = 0
     for number, mutant in enumerate(MUTANTS, start=1):
+        if words and not any(word in mutant.file for word in words):
+            continue
         text = (ROOT / mutant.file).read_text("utf-8")
         if text.count(mutant.old) != 1:
             print(
@@ -218,4 +271,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

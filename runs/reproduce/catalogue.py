@@ -8,6 +8,8 @@ from neurocoder.runs.reproduce.experiment import Experiment
 EXPERIMENTS: dict[str, tuple[str, str]] = {
     # name: module, its constant
     "table2": ("image_tables", "TABLE2"),
+    "table3": ("continual_tables", "TABLE3"),
+    "table4": ("continual_tables", "TABLE4"),
     "fig4": ("linear_mnist", "FIG4"),
     "fig5": ("polynomials", "FIG5"),
     "fig6": ("polynomials", "FIG6"),

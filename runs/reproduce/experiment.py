@@ -18,11 +18,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+import numpy as np
 import tomli_w
 
+from neurocoder.agents.continual_metrics import summary as summary_of_matrix
 from neurocoder.errors import NeurocoderError
 from neurocoder.runs.checkpoint import saved_steps
 from neurocoder.runs.config import parse_override, resolve
@@ -58,7 +61,11 @@ class Row(TypedDict):
     """Agent steps of the evaluations."""
     scores: list[float]
     losses: list[float]
+    """Empty where only accuracies are known."""
+    measures: dict[str, float]
+    """Of continual learning: see ``agents.continual_metrics``."""
     scored: int
+    """Predictions of each evaluation; 0 where that is not known."""
     data: str
     minutes: float
     run: str
@@ -160,14 +167,26 @@ def train(setting: Setting, seed: int, folder: Path) -> Row:
         parameters=_count(run.path),
         steps=[score["checkpoint"] for score in kept],
         scores=[round(score["mean"], 4) for score in kept],
-        losses=[round(score["loss"], 6) for score in kept],
-        scored=kept[-1]["scored"],
+        losses=[round(score["loss"], 6) for score in kept if "loss" in score],
+        measures=_measures(run.path / "matrix.csv"),
+        scored=kept[-1].get("scored", 0),
         data=kept[-1]["data"],
         minutes=round(minutes, 2),
         run=str(run.path.relative_to(folder)),
         command=shlex.join(shown),
         versions={name: metadata.version(name) for name in PACKAGES},
     )
+
+
+def _measures(matrix: Path) -> dict[str, float]:
+    """Return the metrics of a run that learned tasks one after the other; none of another."""
+    if not matrix.exists():
+        return {}
+    with matrix.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    n_tasks = 1 + max(int(line["task"]) for line in lines)
+    accuracies = np.array([float(line["accuracy"]) for line in lines]).reshape(-1, n_tasks)
+    return {name: round(value, 4) for name, value in summary_of_matrix(accuracies).items()}
 
 
 def _neurocoder(arguments: list[str]) -> None:
@@ -283,7 +302,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(out)
     writer.writerow(["setting", "seed", "agent_steps", "score", "loss"])
     for row in rows:
-        for step, score, loss in zip(row["steps"], row["scores"], row["losses"], strict=True):
+        for step, score, loss in zip_longest(row["steps"], row["scores"], row["losses"], fillvalue=""):
             writer.writerow([row["label"], row["seed"], step, score, loss])
     return out.getvalue()
 

@@ -110,7 +110,8 @@ def test_every_setting_of_the_paper_can_be_trained_in_full_and_quickly(name):
     for setting in found.settings:
         quick = setting.with_overrides(**found.quick)
         ex.check(tiny(quick))
-        assert quick.overrides["steps"] % quick.overrides["checkpoint_every"] == 0
+        if "steps" in quick.overrides:  # continual runs are as long as their tasks
+            assert quick.overrides["steps"] % quick.overrides["checkpoint_every"] == 0
 
 
 def test_values_on_the_command_line_are_one_argument():

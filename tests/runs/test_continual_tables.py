@@ -1,0 +1,61 @@
+"""Tables 3 and 4: the networks have the sizes that the paper counts, and their sentences say what the rows say."""
+
+import numpy as np
+import pytest
+
+from neurocoder.runs.reproduce import continual_tables as ct
+from neurocoder.runs.reproduce import experiment as ex
+
+
+def rows(label: str, values) -> list[dict]:
+    return [{"label": label, "seed": seed, "scores": [0.0, v], "losses": []} for seed, v in enumerate(values)]
+
+
+def test_every_method_meets_every_network():
+    for scenario in ("task", "domain"):
+        labels = [setting.label for setting in ct.settings(scenario)]
+        assert len(labels) == 6 * 7 + 3 * 2 == len(set(labels))
+        printed = {s.label: s.published for s in ct.settings(scenario) if s.published}
+        assert len(printed) == 24
+    assert printed["online EWC, neurocoder-released"] == "73.97 ± 1.50"
+    by_label = {setting.label: setting.overrides for setting in ct.settings("task")}
+    assert by_label["Adagrad, MLP"]["continual.learning_rate"] == 0.01
+    assert by_label["SI, neurocoder, a = 0"]["policy.head_config.orthogonality"] == 0
+
+
+def test_the_gate_is_two_published_deviations():
+    inside, outside = (rows(f"SI, {ct.HSU}", [64.76 + d, 64.76 + d]) for d in (6.0, -6.3))
+    assert ct.gate("domain", inside) == [
+        "- Gate, SI: 70.76 ± 0.00 of 2 seeds, published 64.76 ± 3.09: +1.9 of its deviations: met."
+    ]
+    assert ct.gate("domain", outside)[0].endswith("-2.0 of its deviations: missed.")
+
+
+@pytest.mark.parametrize(
+    ("gain", "noise", "word"),
+    [(2.0, 0.1, "better"), (-2.0, 0.1, "worse"), (0.05, 3.0, "no clear difference")],
+)
+def test_differences_are_tested_in_pairs(gain, noise, word):
+    base = np.linspace(50, 60, 10)
+    ours = base + gain + noise * np.array([1, -1] * 5)
+    found = ct.compared([*rows("SI, a", ours), *rows("SI, b", base)], "SI", "a", "b")
+    assert found.startswith(f"- SI: a against b: {gain:+.2f} ± ") and found.endswith(f": {word}.")
+    assert ct.compared(rows("SI, a", ours), "SI", "a", "b") == ""
+
+
+def test_a_row_of_the_table_is_trained_and_shown(tmp_path):
+    found = next(setting for setting in ct.settings("domain") if setting.label == f"SI, {ct.MLP}")
+    small = found.with_overrides(continual__passes=1, env_options__samples=400)
+    table = ex.Experiment(
+        "small", "Small", [small], {}, 1, ex.ACCURACY,
+        lambda rows, folder: ct.verdict("domain", rows, folder), lambda *_: None,
+    )  # fmt: skip
+    ex.check(table)
+    ex.run_missing(table, tmp_path, seeds=1, jobs=1)
+    (row,) = ex.read_rows(tmp_path)
+    assert row["parameters"] == 328_194 and len(row["scores"]) == 5 and row["losses"] == []
+    assert row["measures"]["acc"] == pytest.approx(row["scores"][-1], abs=1e-3)
+    assert {"bwt", "fwt", "forgetting_max", "forgetting_first"} <= row["measures"].keys()
+    text = ex.report(table, tmp_path)
+    assert f"| SI | {row['scores'][-1]:.2f} ± 0.00 (64.41 ± 3.36) |" in text
+    assert (tmp_path / "rows.csv").read_text().count("\n") == 6
