@@ -26,6 +26,9 @@ mas        |gradient of the mean squared output|                        the sum 
 replay     0                                                            images, mixed one to one with the new ones
 ========== ============================================================ ============================================
 
+Program memories may gain slots between two tasks (``grow``, always or where the new task is a surprise), and lose those
+that no task reads (``prune``): see ``agents.growth``.
+
 There is no factor ½ on Ω, and coefficients are those of that code: ``continual_methods.PRESETS``. The heads' auxiliary losses (L_o) are
 learned from but are no part of any Ω, which is about the task.
 
@@ -46,6 +49,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neurocoder.agents.continual_methods import METHOD_CLASSES, ContinualConfig
+from neurocoder.agents.growth import grow, growing_heads, moved, prune, usage
 from neurocoder.agents.importance import Network, Samples, competing
 from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.agents.supervised import (
@@ -61,6 +65,9 @@ from neurocoder.envs import EPISODE, Place, TaskVectorEnv
 from neurocoder.envs.continual import ContinualVectorEnv
 from neurocoder.errors import ConfigError, require
 from neurocoder.policies import Policy
+
+SETTLING = 0.05
+"""Weight of the newest batch in the running mean that a new task is compared with."""
 
 
 def samples_of(batch: Batch, task: int, device: torch.device) -> Samples:
@@ -160,6 +167,12 @@ class ContinualLearner:
         """How many tasks have been learned: the number of the one that is being learned."""
         self.draw = 0
         """Batches of this task that have been learned from."""
+        self.growing = growing_heads(self.network) if config.grow or config.prune else {}
+        """Program memories that change between two tasks."""
+        self.usage: dict[str, Tensor] = {}
+        """How much each of their slots was read at the end of the task that read it most."""
+        self.settled = 0.0
+        """Cross-entropy of the batches last learned from, a running mean."""
         self._last: Samples | None = None
         self._begin()
 
@@ -211,6 +224,7 @@ class ContinualLearner:
         steps = [self._step(samples) for samples in self.method.mixed(new, self.draw)]
         self.draw += 1
         self.steps += self.envs.num_envs
+        self.settled += (steps[-1][0] - self.settled) * (1.0 if self.draw == 1 else SETTLING)
         if self.draw == self.config.passes * _passes(self.envs):
             self._finish_task()
         loss, auxiliary, right = (sum(column) / len(steps) for column in zip(*steps, strict=True))
@@ -250,10 +264,42 @@ class ContinualLearner:
             left = islice(self._batches, _passes(self.envs))
             data = (samples_of(batch, self.task, self.device) for batch in left)
             self.method.after_task(data, self._masks_NO)
+        if self.config.prune:
+            self._prune()
         self.task, self.draw = self.task + 1, 0
         self._test()
         if not self.done:
             self._begin()
+            if self.config.grow and self._is_novel():
+                self.method.follow(
+                    grow(self.growing, self.config.grow, self.optimizer, freeze_old=self.config.freeze_old)
+                )
+
+    def _prune(self) -> None:
+        """Remove the slots that neither this task reads nor any before it."""
+        assert self._last is not None
+        self.policy.eval()
+        now = usage(self.network, self.growing, self._last.observation)
+        for name, read in now.items():
+            before = self.usage.get(name, torch.zeros_like(read))
+            missing = read.new_zeros(len(read) - len(before))  # slots that are new in this task
+            now[name] = torch.maximum(read, torch.cat((before, missing)))
+        places = prune(self.growing, now, self.config.prune, self.optimizer)
+        self.method.follow(places)
+        self.usage = {name: moved(read, places.get(f"{name}memory_s")) for name, read in now.items()}
+
+    @torch.no_grad()
+    def _is_novel(self) -> bool:
+        """Whether the task that begins is one that the network has to grow for."""
+        if not self.config.novelty:
+            return True
+        self.policy.eval()
+        first = batches(self.envs, *self.envs.reset(seed=[self.seed, self.task]))
+        samples = samples_of(next(first), self.task, self.device)
+        logits = competing(logits_of(self.policy, samples)[0], self._masks_NO[samples.task])
+        novel = F.cross_entropy(logits, samples.target).item() > self.config.novelty * self.settled
+        self._begin()  # from the first batch again
+        return novel
 
     def _test(self) -> None:
         self.rows.append(accuracies(self.policy, self.test_envs, self.task))
@@ -274,7 +320,10 @@ class ContinualLearner:
         tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
         # copies: two of them may be one tensor, which a file of tensors refuses
         tensors |= {f"method/{name}": value.clone() for name, value in self.method.tensors().items()}
+        tensors |= {f"usage/{name}": value.clone() for name, value in self.usage.items()}
         data = {"task": self.task, "draw": self.draw, "steps": self.steps, "rows": [*self.rows]}
+        data["settled"] = self.settled
+        data["frozen"] = {name: head.frozen_slots for name, head in self.growing.items()}
         return tensors, data | {"place": list(self.envs.stream.place)}
 
     def load(self, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
@@ -285,7 +334,7 @@ class ContinualLearner:
         ValueError
             It is damaged, or was stored by another optimiser or method, or for another network or sequence of tasks.
         """
-        parts: dict[str, dict[str, Tensor]] = {"optimizer": {}, "method": {}}
+        parts: dict[str, dict[str, Tensor]] = {"optimizer": {}, "method": {}, "usage": {}}
         random = tensors["random"]
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
@@ -298,6 +347,9 @@ class ContinualLearner:
         self.method.load(parts["method"])
         load_optimizer(self.optimizer, parts["optimizer"])
         self.task, self.draw, self.steps, self.rows = task, int(data["draw"]), int(data["steps"]), rows
+        self.settled, self.usage = float(data["settled"]), parts["usage"]
+        for name, head in self.growing.items():
+            head.frozen_slots = int(data["frozen"][name])
         if not self.done:
             self._begin()
             self._batches = batches(self.envs, *self.envs.go_to(Place(*map(int, data["place"]))))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neurocoder.agents.growth import Places, moved
 from neurocoder.agents.importance import (
     Network,
     Parameters,
@@ -74,6 +75,14 @@ class ContinualConfig:
     """Images of a task that ewc and online-ewc take the gradients of; 0: all."""
     damping: float = 0.1
     """ξ of si."""
+    grow: int = 0
+    """Slots that every program memory gains between two tasks; 0: it stays as it is."""
+    freeze_old: bool = False
+    """Whether the slots of the tasks before stand still from then on."""
+    novelty: float = 0.0
+    """Grow only before a task whose first images cost more than this many times what the task before ended at; 0: always."""
+    prune: float = 0.0
+    """After a task, slots are removed that no task reads at least this share of evenly, 1 / slots; 0: none."""
 
     def __post_init__(self) -> None:
         require(self.method in METHODS, "continual.method", self.method, f"one of {METHODS}")
@@ -85,9 +94,27 @@ class ContinualConfig:
             known = ", ".join(f"{PRESETS[scenario][self.method]:g} ({scenario})" for scenario in SCENARIOS)
             what = f"> 0: method {self.method!r} needs its coefficient; for split MNIST by scenario: {known}"
             require(value > 0, "continual.strength", value, what)
-        for name, least in (("passes", 1), ("batch_size", 2), ("memory_size", 1), ("fisher_samples", 0)):
+        for name, least in (
+            ("passes", 1),
+            ("batch_size", 2),
+            ("memory_size", 1),
+            ("fisher_samples", 0),
+            ("grow", 0),
+            ("novelty", 0),
+            ("prune", 0),
+        ):
             require(getattr(self, name) >= least, f"continual.{name}", getattr(self, name), f">= {least}")
         require(self.optimizer in OPTIMIZERS, "continual.optimizer", self.optimizer, f"one of {OPTIMIZERS}")
+        for name in ("freeze_old", "novelty"):
+            require(
+                not getattr(self, name) or self.grow > 0,
+                f"continual.{name}",
+                getattr(self, name),
+                "0 without grow",
+            )
+        require(self.prune < 1, "continual.prune", self.prune, "< 1, the share of an even attention")
+        for name in ("novelty", "prune"):
+            require(math.isfinite(getattr(self, name)), f"continual.{name}", getattr(self, name), "finite")
         for name in ("learning_rate", "damping"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"continual.{name}", value, "finite and > 0")
@@ -129,6 +156,9 @@ class Method:
 
     def after_task(self, data: Iterator[Samples], masks_NO: Tensor) -> None:
         """Remember the task just learned: one more pass through it, in random order, is `data`."""
+
+    def follow(self, places: Places) -> None:
+        """Between two tasks parameters have gained and lost rows: let what is remembered of them do the same."""
 
     def tensors(self) -> Parameters:
         """Return all that is remembered, for :meth:`load`."""
@@ -175,6 +205,12 @@ class L2(Method):
     def joined(self, new: Term) -> list[Term]:
         """Return what is kept, now that `new` has come."""
         return [new]
+
+    def follow(self, places: Places) -> None:
+        self.terms = [
+            Term(*({name: moved(tensor, places.get(name)) for name, tensor in part.items()} for part in term))
+            for term in self.terms
+        ]
 
     def tensors(self) -> Parameters:
         return {
@@ -252,6 +288,11 @@ class SI(L2):
         self.begun = new.anchor
         self.path = {name: torch.zeros_like(p) for name, p in new.anchor.items()}
         return summed(self.terms, new)
+
+    def follow(self, places: Places) -> None:
+        super().follow(places)
+        self.begun = self.network.copied()
+        self.path = {name: torch.zeros_like(p) for name, p in self.begun.items()}
 
     def tensors(self) -> Parameters:
         own = {"begun": self.begun, "path": self.path}

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from neurocoder.errors import NeurocoderError
+from neurocoder.policies.heads import match_slots
 
 FORMAT = 2
 # One key only: safetensors writes several in an order that changes from run to run.
@@ -287,11 +288,14 @@ def _load_tensors(file: Path, state: dict[str, Any]) -> dict[str, Tensor]:
 def load_parameters(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """Copy `tensors` into `module`; all names and shapes must agree, or nothing is copied.
 
+    But for the number of slots of program memories that can open and close them: that is what it was.
+
     Raises
     ------
     CheckpointError
         Names the keys that are missing, unknown, or of another shape.
     """
+    match_slots(module, tensors)
     own = module.state_dict()
     problems = [
         f"{kind} {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"

@@ -172,7 +172,7 @@ def describe_predictions(score: Score, action_space: gym.Space) -> str:
         case gym.spaces.Discrete():
             words = f"accuracy {score['mean']:.2f} %{of}, cross-entropy {score['loss']:.4f}"
         case gym.spaces.MultiBinary():
-            words = f"{-score['mean']:.4g} wrong bits per sequence ({len(score['returns'])} sequences)"
+            words = f"{0.0 - score['mean']:.4g} wrong bits per sequence ({len(score['returns'])} sequences)"
         case _:
             words = f"mean squared error {score['loss']:.5g}{of}"
     return words + (f"; data: {score['data']}" if score["data"] else "")

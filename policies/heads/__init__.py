@@ -7,7 +7,7 @@ from neurocoder.policies.heads.linear import LinearHead
 from neurocoder.policies.heads.lowrank import LowRankHead
 from neurocoder.policies.heads.mixture import MixtureTrace
 from neurocoder.policies.heads.moe import MoEHead
-from neurocoder.policies.heads.neurocoder import NeurocoderLinear, ProgramTrace
+from neurocoder.policies.heads.neurocoder import NeurocoderLinear, ProgramTrace, match_slots
 from neurocoder.policies.heads.nsm import NSMHead
 from neurocoder.policies.heads.released import ReleasedNeurocoderLinear
 
@@ -26,5 +26,6 @@ __all__ = [
     "ReleasedNeurocoderLinear",
     "head_options",
     "make_head",
+    "match_slots",
     "options_for",
 ]

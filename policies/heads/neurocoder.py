@@ -1,7 +1,7 @@
 """NeurocoderLinear: a linear layer whose weight matrix is composed for each input from stored programs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -493,3 +493,20 @@ class NeurocoderLinear(Head):
             f"attention_heads={self.attention_heads}, attention_steps={self.attention_steps}, "
             f"key_size={self.key_size}, residual={self.residual is not None}"
         )
+
+
+def match_slots(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give the program memories in `module` as many slots as they have in `tensors`, a state dict.
+
+    Only those that can open and close slots: others never change their number.
+    """
+    for name, part in module.named_modules():
+        if not isinstance(part, NeurocoderLinear) or part.openness is None:
+            continue
+        stored = tensors.get(f"{name}.openness" if name else "openness")
+        if stored is None or stored.ndim != 1 or len(stored) < part.least_used:
+            continue  # whoever loads them says what does not fit
+        if len(stored) > part.slots:
+            part.grow(len(stored) - part.slots)
+        elif len(stored) < part.slots:
+            part.prune(range(len(stored)))

@@ -25,7 +25,7 @@ def reproduce(
     Parameters
     ----------
     name
-        table2, fig4, fig5, fig6 or table6.
+        table2, table3, table4, table6, fig4, fig5, fig6; or ntm-copy, ntm-repeat-copy, ntm-recall, ntm-ngrams, ntm-sort.
     quick
         A look in a few minutes: few updates, one seed, in a folder of its own.
     seeds

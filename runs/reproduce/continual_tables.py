@@ -4,7 +4,8 @@ The protocol is that of Hsu et al. 2018 (``agents.continual``): 32 × 32 images,
 carried over, its coefficients. ``MLP 400`` is that benchmark's network and stands beside its published rows: unless those are
 met, nothing below them means anything. The paper's networks have two layers of 256 units without biases (that is how 328,194
 parameters come about), and all three layers recoded. The controls say what stored programs add: static layers of low rank, a
-uniform attention (sharpness near 0), and no push towards orthogonal slots (a = 0).
+uniform attention (sharpness near 0), and no push towards orthogonal slots (a = 0). What is grown begins with 10 slots and gains 10 with
+every task: 50 in the end, as many as the others have.
 """
 
 from collections.abc import Mapping, Sequence
@@ -175,16 +176,21 @@ def _models(n_outputs: int) -> dict[str, dict[str, Any]]:
     }
 
 
-CONTROLS: dict[str, dict[str, Any]] = {
-    "neurocoder, uniform attention": {"sharpness": 1e-6},
-    "neurocoder, a = 0": {"orthogonality": 0.0},
+CONTROLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # options of the heads that are different, and of the learner
+    "neurocoder, uniform attention": ({"sharpness": 1e-6}, {}),
+    "neurocoder, a = 0": ({"orthogonality": 0.0}, {}),
+    "neurocoder, grown": ({"slots": 10, "openness": True}, {"continual.grow": 10}),
 }
 
 
 def settings(scenario: str) -> list[Setting]:
     """Return the lines of a table: every method with every network, and the controls with some."""
     models = _models(2 if scenario == "domain" else 10)
-    controls = {name: _network(256, "neurocoder", {**NEUROCODER, **o}, {}) for name, o in CONTROLS.items()}
+    controls = {
+        name: _network(256, "neurocoder", {**NEUROCODER, **options}, {}) | learner
+        for name, (options, learner) in CONTROLS.items()
+    }
     found = []
     for method, choice in METHODS.items():
         for model, overrides in (models | (controls if method in CONTROLLED else {})).items():

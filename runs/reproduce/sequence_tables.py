@@ -1,7 +1,7 @@
 """The Neural Turing Machine's five tasks (Graves, Wayne and Danihelka 2014, section 4), and what becomes of longer sequences.
 
 Networks are the paper's: controllers of 100 units with one read and one write head and a memory of 128 × 20 unless said,
-LSTMs of three layers. Learning is not: Adam at 1e-3 down to 0 (a cosine), batches of 32 sequences of one length, where the
+LSTMs of three layers. Learning is not: Adam at 1e-3 down to 0 (a cosine), batches of 16 sequences of one length, where the
 paper has RMSProp and single sequences. What is tested is the last checkpoint. A wrong bit is an output on the wrong side
 of one half; a sequence counts all of its wrong bits.
 """
@@ -26,7 +26,8 @@ from neurocoder.runs.reproduce.sequence_pictures import draw_memory, draw_strips
 from neurocoder.runs.reproduce.trained import Trained, open_row
 from neurocoder.runs.reproduce.verdicts import against
 
-BATCH = 32
+BATCH = 16
+"""Sequences of an update, as the recipes have it. With 32 the feed-forward machine does not learn to copy in the same time."""
 TESTED, TEST_BATCH, TEST_SEED = 1024, 32, 20141020
 """Sequences of each test, how many of them have one length, and their seed."""
 TESTS_FILE = "tests.json"
@@ -82,7 +83,6 @@ class Table:
             "evaluation.every": every,
             "keep_checkpoints": 1,
             "milestone_every": 0,
-            "supervised.lr_schedule": "cosine",
             **self.common,
         }
         return [
@@ -227,7 +227,7 @@ COPY = Table(
     "Copy",
     "neurocoder/Copy-v0",
     "ntm-copy",
-    updates=8_000,
+    updates=12_000,
     mean_steps=22,
     tests=(
         Test("lengths 1 to 20", {"min_length": 1, "max_length": 20}, 0.01),
@@ -243,7 +243,7 @@ REPEAT_COPY = Table(
     "Repeat copy",
     "neurocoder/RepeatCopy-v0",
     "ntm-repeat-copy",
-    updates=12_000,
+    updates=20_000,
     mean_steps=37.75,
     tests=(
         Test(

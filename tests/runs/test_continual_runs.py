@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from refusals import assert_refused
+from safetensors.torch import load_file
 
 from neurocoder.runs.checkpoint import saved_steps
 from neurocoder.runs.cli import main
@@ -57,6 +58,24 @@ def test_a_run_cut_in_two_is_the_same_run(trained: Run, tmp_path: Path) -> None:
     assert (copy / "matrix.csv").read_text() == (trained.path / "matrix.csv").read_text()
 
 
+def test_a_memory_that_has_grown_is_found_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = "{slots = 6, attention_heads = 2, key_size = 3, least_used = 2, openness = true}"
+    arguments = ["--set", f"policy.head_config={head}", "--set", "policy.encoder_config.hidden=[16]"]
+    arguments += ["--set", "continual.grow=2", "--set", "continual.passes=1"]
+    assert main(["train", ID, "--logs", str(tmp_path), *arguments]) == 0
+    (run,) = find_runs(tmp_path)
+    *_, before, last = saved_steps(run.checkpoints)
+    file = run.checkpoints / str(last) / "model.safetensors"
+    whole = file.read_bytes()
+    assert load_file(file)["actor.memory_u"].shape == (6 + 4 * 2, 16)
+    shutil.rmtree(file.parent)
+    assert before > 0 and main(["train", "--resume", str(run.path)]) == 0
+    assert file.read_bytes() == whole
+    capsys.readouterr()
+    assert main(["record", str(run.path), "--logs", str(tmp_path)]) == 0
+    assert "100 steps" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("scenario", "strength"), [("task", 100), ("domain", 100), ("class", 600)])
 def test_a_method_without_its_coefficient_takes_the_scenarios(scenario: str, strength: float) -> None:
     config = resolve(ID, None, {"continual.method": "ewc", "env_options.scenario": scenario}, "test")
@@ -73,6 +92,8 @@ def test_a_method_without_its_coefficient_takes_the_scenarios(scenario: str, str
         ([ID, "--core", "lstm"], "policy.core"),
         (["neurocoder/Digits-v0", "--agent", "continual"], "no tasks one after the other"),
         ([ID, "--set", "continual.strength=-1"], "continual.strength=-1"),
+        ([ID, "--set", "continual.grow=2"], "openness=true"),
+        ([ID, "--head", "linear", "--set", "continual.grow=2"], "no program memory"),
     ],
 )
 def test_bad_input_is_one_line(
