@@ -45,7 +45,7 @@ class ContinualTask(Classification):
 
     Parameters
     ----------
-    dataset, split, normalize, pad, augment, samples, shuffle, last
+    dataset, split, normalize, pad, augment, samples, shuffle, features, last
         See :class:`~neurocoder.envs.supervised.Classification`. Images padded as in Hsu et al. 2018 (MNIST, pad=2) are
         normalised with that paper's statistics.
     scenario
@@ -86,6 +86,7 @@ class ContinualTask(Classification):
         augment: bool = False,
         samples: int = 0,
         shuffle: bool = True,
+        features: str = "",
         last: str = "partial",
     ) -> None:
         lookup(dict.fromkeys(SCENARIOS), scenario, "scenario", EnvError)
@@ -98,9 +99,12 @@ class ContinualTask(Classification):
             augment=augment,
             samples=samples,
             shuffle=shuffle,
+            features=features,
             last=last,
         )
-        if normalize and (dataset, pad) in PADDED_STATISTICS:
+        if features and permuted:
+            raise EnvError(f"features={features!r} have no pixels to permute: leave out permuted")
+        if normalize and not features and (dataset, pad) in PADDED_STATISTICS:
             self._normalize(*PADDED_STATISTICS[dataset, pad])
         if order_seed < 0:
             raise EnvError(f"order_seed={order_seed} must be >= 0")

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pooch
+from safetensors import SafetensorError, safe_open
 
 from neurocoder.envs.downloads import Archive, DataError, Download, SingleFiles, fetch, verified
 from neurocoder.errors import lookup
@@ -34,7 +35,8 @@ REPLACE = "put the official file there"
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Images uint8 [N, C, H, W] and labels int64 [N] of one split, read-only; where they come from, in words."""
+    """Images uint8 [N, C, H, W], or features of them float32 [N, D], and labels int64 [N] of one split, read-only; where
+    they come from, in words."""
 
     name: str
     images: np.ndarray
@@ -317,6 +319,58 @@ def _provenance(source: Source, home: Path, md5: Mapping[str, str]) -> str:
     if foreign:
         return f"{source.title}, local, not the {OFFICIAL} ({', '.join(foreign)})"
     return f"{source.title}, {OFFICIAL}"
+
+
+def features_folder(name: str, features: str) -> Path:
+    """Return where `features` of data set `name` are, or are to be put: below ``NEUROCODER_DATA``, else in the cache."""
+    given = os.environ.get(VARIABLE)
+    folders = [
+        place / "features" / f"{name}-{features}"
+        for place in (*([Path(given)] if given else []), cache_folder())
+    ]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def load_features(name: str, split: str, features: str) -> Dataset:
+    """Return a split of a data set with float32 features [N, D] of its images in their place, standardised.
+
+    They are those that ``neurocoder features`` stored: ``<split>.safetensors`` with one tensor, ``features``.
+
+    Raises
+    ------
+    DataError
+        They are not there, or not of these images.
+    """
+    lookup(DATASETS, name, "data set", DataError)
+    lookup(dict.fromkeys(SPLITS), split, "split", DataError)
+    if not features.replace("-", "").replace("_", "").replace(".", "").isalnum() or ".." in features:
+        raise DataError(f"features={features!r}: expected a name of letters, digits, - and _")
+    return _load_features(name, split, features, features_folder(name, features) / f"{split}.safetensors")
+
+
+@lru_cache(maxsize=4)
+def _load_features(name: str, split: str, features: str, file: Path) -> Dataset:
+    source, images = DATASETS[name], load_dataset(name, split)
+    make = f"make them: neurocoder features {name}"
+    try:
+        with safe_open(file, "numpy") as stored:
+            part = stored.get_slice("features")
+            shape, dtype = part.get_shape(), part.get_dtype()
+            if len(shape) != 2 or shape[0] != len(images.labels) or dtype not in ("F16", "F32"):
+                raise DataError(
+                    f"{file}: {dtype} {shape} are no features of {len(images.labels)} images; {make} anew"
+                )
+            values = stored.get_tensor("features").astype(np.float32)
+            made = (stored.metadata() or {}).get("made", "unknown")
+    except FileNotFoundError:
+        raise DataError(f"{file}: not there; {make}") from None
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file}: damaged ({error}); {make} anew") from None
+    if not np.isfinite(values).all():
+        raise DataError(f"{file}: holds numbers that are not finite; {make} anew")
+    values.flags.writeable = False
+    provenance = f"{images.provenance}; features of {made}"
+    return Dataset(source.title, values, images.labels, source.n_classes, provenance, images.label_names)
 
 
 def cache_folder() -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from neurocoder.envs.datasets import DATASETS, load_dataset
+from neurocoder.envs.datasets import DATASETS, load_dataset, load_features
 from neurocoder.envs.registry import EnvError
 from neurocoder.envs.tasks import EPISODE, Drawn, Task, TaskEnv, TaskVectorEnv
 from neurocoder.errors import lookup
@@ -58,6 +58,9 @@ class Classification(Task):
         Use only this many images, drawn once without replacement whatever the seed; 0: all.
     shuffle
         Every pass in an order of its own; otherwise in the files' order.
+    features
+        Show what an encoder makes of the images instead: the name under which ``neurocoder features`` stored it,
+        e.g. efficientnet_lite0-96. Numbers are stored standardised; pictures' options do not apply.
     last
         What happens where a pass does not end with a batch. "wrap": the batch goes on with the next pass; "partial": it
         is filled up with images that the mask leaves out, so that draws are counted in passes.
@@ -75,10 +78,13 @@ class Classification(Task):
         pad: int = 0,
         samples: int = 0,
         shuffle: bool = True,
+        features: str = "",
         last: str = "wrap",
     ) -> None:
         lookup(dict.fromkeys(LAST), last, "last", EnvError)
-        self.data = load_dataset(dataset, split)
+        if features and (pad or augment):
+            raise EnvError(f"features={features!r} are no pictures: leave out pad and augment")
+        self.data = load_features(dataset, split, features) if features else load_dataset(dataset, split)
         self.provenance = self.data.provenance
         images = self.data.images
         if not 0 <= samples <= len(images):
@@ -94,9 +100,14 @@ class Classification(Task):
         self.n = samples or len(images)
         """How many images a pass has."""
         self.augment, self.pad, self.shuffle, self.last = augment, pad, shuffle, last
+        self._affine: tuple[np.ndarray, np.ndarray] | None = None
+        self.action_space = gym.spaces.Discrete(DATASETS[dataset].n_classes)
+        if features:
+            limit = float(np.finfo(np.float16).max)  # they are stored in 16 bits
+            self.observation_space = gym.spaces.Box(-limit, limit, images.shape[1:], np.float32)
+            return
         _, channels, height, width = images.shape
         shape = (channels, height + 2 * pad, width + 2 * pad)
-        self._affine: tuple[np.ndarray, np.ndarray] | None = None
         if normalize:
             mean, deviation = (np.array(part).reshape(channels, 1, 1) for part in PIXEL_STATISTICS[dataset])
             scale, shift = 1 / (255 * deviation), -mean / deviation
@@ -107,7 +118,6 @@ class Classification(Task):
             self.observation_space = gym.spaces.Box(low, high, dtype=np.float32)
         else:
             self.observation_space = gym.spaces.Box(0, 255, shape, np.uint8)
-        self.action_space = gym.spaces.Discrete(DATASETS[dataset].n_classes)
 
     def _float(self, images: np.ndarray) -> np.ndarray:
         assert self._affine is not None

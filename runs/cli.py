@@ -21,6 +21,7 @@ _COMMANDS = {
     "record": "Record episodes: pictures, actions, values, and the programs that act.",
     "watch": "Watch recorded episodes in the browser.",
     "replay": "Check, render or export recorded episodes.",
+    "features": "Compute what a frozen encoder makes of a data set, once.",
     "reproduce": "Train what a table or figure of the paper needs, and print ours beside the paper's.",
     "list": "List envs, heads, encoders, recipes, runs or zoo.",
     "bench": "Measure speed and memory on this machine.",

@@ -25,7 +25,7 @@ def reproduce(
     Parameters
     ----------
     name
-        table2, table3, table4, table6, fig4, fig5, fig6; or ntm-copy, ntm-repeat-copy, ntm-recall, ntm-ngrams, ntm-sort.
+        table2, table3, table4, table6, fig4, fig5, fig6, fig8; or ntm-copy, ntm-repeat-copy, ntm-recall, ntm-ngrams, ntm-sort.
     quick
         A look in a few minutes: few updates, one seed, in a folder of its own.
     seeds
@@ -66,6 +66,7 @@ def reproduce(
         raise ConfigError(
             f"cannot write logs in {logs}: {error.strerror or error}; choose another --logs"
         ) from None
+    found.prepare()
     run_missing(found, folder, seeds or found.seeds, jobs, only)
     print(report(found, folder))
     print(f"rows, CSV and pictures: {folder}")

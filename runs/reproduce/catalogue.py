@@ -13,6 +13,7 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     "fig4": ("linear_mnist", "FIG4"),
     "fig5": ("polynomials", "FIG5"),
     "fig6": ("polynomials", "FIG6"),
+    "fig8": ("continual_cifar", "FIG8"),
     "ntm-copy": ("sequence_tables", "NTM_COPY"),
     "ntm-repeat-copy": ("sequence_tables", "NTM_REPEAT_COPY"),
     "ntm-recall": ("sequence_tables", "NTM_RECALL"),

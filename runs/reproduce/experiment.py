@@ -118,6 +118,8 @@ class Experiment:
     """What the rows, and the files that `figures` left in the experiment's folder, say: in sentences."""
     figures: Callable[[Sequence[Row], Path], None]
     """Draws pictures into the experiment's folder, from the rows and the runs in it."""
+    prepare: Callable[[], None] = lambda: None
+    """Makes what all runs need, unless it is there."""
 
 
 def command_of(setting: Setting, seed: int, logs: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from neurocoder.runs.reproduce import continual_cifar
 from neurocoder.runs.reproduce import continual_tables as ct
 from neurocoder.runs.reproduce import experiment as ex
 
@@ -60,3 +61,27 @@ def test_a_row_of_the_table_is_trained_and_shown(tmp_path):
     text = ex.report(table, tmp_path)
     assert f"| SI | {row['scores'][-1]:.2f} ± 0.00 (64.41 ± 3.36) |" in text
     assert (tmp_path / "rows.csv").read_text().count("\n") == 6
+
+
+def test_figure_8_says_who_forgets(tmp_path):
+    found = []
+    for seed in range(3):
+        for label, start in (("SI, neurocoder", 80.0), ("SI, MLP", 70.0)):
+            scores = [95.0, 90.0, 85.0, 82.0, start + seed]
+            measures = {"bwt": -10.0 - seed, "forgetting_max": 12.0}
+            found.append({"label": label, "seed": seed, "scores": scores, "losses": [], "measures": measures})
+    text = continual_cifar.verdict(found, tmp_path)
+    assert "- SI: neurocoder against MLP: +10.00 ± 0.00 points over 3 seeds" in text and "better." in text
+    assert "- SI, MLP: BWT -11.0, forgetting (max) 12.0 points, 3 seeds." in text
+    continual_cifar.figures(found, tmp_path)
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_figure_8_recodes_every_layer_and_shows_features():
+    by_label = {setting.label: setting.overrides for setting in continual_cifar.FIG8.settings}
+    assert len(by_label) == 8
+    for label, overrides in by_label.items():
+        assert overrides["env_options.features"] == "efficientnet_lite0-96"
+        recoded = overrides.get("policy.encoder_config.layers_head", "linear")
+        assert recoded == overrides["policy.head"], label
+        assert overrides["continual.method"] == ("si" if label.startswith("SI") else "none")
