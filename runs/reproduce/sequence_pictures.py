@@ -17,6 +17,7 @@ SEED = 7
 """Of the sequence that is drawn."""
 MEASURED = 256
 """Sequences whose order is measured."""
+WRITTEN, READ = "R² of row written by priority", "R² of row read by rank"
 
 
 class Seen(NamedTuple):
@@ -159,8 +160,8 @@ def order(trained: Trained, picture: Path | None) -> dict[str, float]:
             picture,
         )
     return {
-        "R² of row written by priority": writes[write].r_squared,
-        "R² of row read by rank": reads[read_head].r_squared,
+        WRITTEN: writes[write].r_squared,
+        READ: reads[read_head].r_squared,
     }
 
 

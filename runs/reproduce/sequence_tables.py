@@ -22,7 +22,7 @@ from neurocoder.envs import make_tasks
 from neurocoder.envs.sequences import bayes_bits
 from neurocoder.runs.reproduce.experiment import LOSS, WRONG_BITS, Experiment, Metric, Row, Setting, slug
 from neurocoder.runs.reproduce.pictures import curves
-from neurocoder.runs.reproduce.sequence_pictures import draw_memory, draw_strips, order
+from neurocoder.runs.reproduce.sequence_pictures import READ, WRITTEN, draw_memory, draw_strips, order
 from neurocoder.runs.reproduce.trained import Trained, open_row
 from neurocoder.runs.reproduce.verdicts import against
 
@@ -31,6 +31,8 @@ BATCH = 16
 TESTED, TEST_BATCH, TEST_SEED = 1024, 32, 20141020
 """Sequences of each test, how many of them have one length, and their seed."""
 TESTS_FILE = "tests.json"
+LINEAR = 0.8
+"""R² from which on a line is said to be there."""
 LSTM, FEEDFORWARD, BASELINE = "NTM, LSTM controller", "NTM, feed-forward controller", "LSTM, 3 layers"
 
 
@@ -67,6 +69,9 @@ class Table:
     """The bits that the best predictor's predictions cost, [B] for targets [T, B]."""
     measure: Callable[[Trained, Path | None], dict[str, float]] | None = None
     """What else a machine is asked, and where that is drawn."""
+
+    claims: Callable[[Mapping[str, Mapping[str, float]]], list[str]] = lambda done: []
+    """What the tests and measures of all runs say of claims about the machine, in sentences."""
 
     @property
     def metric(self) -> Metric:
@@ -178,6 +183,7 @@ def verdict(table: Table, rows: Sequence[Row], folder: Path) -> str:
     pairs = [(LSTM, BASELINE), (FEEDFORWARD, BASELINE), (LSTM, FEEDFORWARD)]
     sentences = (against(rows, ours, other, table.metric) for ours, other in pairs)
     lines += [f"- At the end of training: {sentence}" for sentence in sentences if sentence]
+    lines += table.claims(done)
     return "\n".join(lines)
 
 
@@ -197,6 +203,33 @@ def _judged(test: Test, label: str, done: Mapping[str, Mapping[str, float]]) -> 
         f"- {label}, {test.name}: best {values[0]:.4g}, median {median:.4g} of {len(values)} seeds "
         f"(target: below {test.target:g}): {word}."
     )
+
+
+def sorted_by_address(done: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Say of the machines' memories whether items lie in it along a line in their priority, or as in a heap.
+
+    A heap's array is in no linear order of priority, and its items are not read one row after the other.
+    """
+    sentences = []
+    for label in (LSTM, FEEDFORWARD):
+        own = [
+            results
+            for key, results in done.items()
+            if key.startswith(f"{label}, seed") and WRITTEN in results
+        ]
+        if not own:
+            continue
+        written, read = (statistics.mean(results[name] for results in own) for name in (WRITTEN, READ))
+        if written >= LINEAR and read >= LINEAR:
+            word = "an array sorted by address; nothing of a heap"
+        elif written >= LINEAR:
+            word = "written along a line in priority, read in another way"
+        else:
+            word = "no line: neither a sorted array nor, by this measure, anything else is shown"
+        sentences.append(
+            f"- {label}: R² of the row written by priority {written:.2f}, of the row read by rank {read:.2f}: {word}."
+        )
+    return sentences
 
 
 # --------------------------------------------------------------------------------------------- the five
@@ -307,6 +340,7 @@ SORT = Table(
     },
     published={LSTM: "below the LSTM (8 heads, 16 of 20)", FEEDFORWARD: "below the LSTM (8 heads, 16 of 20)"},
     measure=order,
+    claims=sorted_by_address,
 )
 
 

@@ -95,6 +95,20 @@ def test_a_sorted_memory_is_recognised(monkeypatch, tmp_path):
     assert (tmp_path / "order.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize(
+    ("written", "read", "words"),
+    [(0.9, 0.95, "sorted by address"), (0.9, 0.1, "read in another way"), (0.3, 0.9, "no line")],
+)
+def test_what_a_memory_looks_like_is_said(written, read, words):
+    done = {
+        f"{LSTM}, seed 0": {sequence_pictures.WRITTEN: written - 0.05, sequence_pictures.READ: read},
+        f"{LSTM}, seed 1": {sequence_pictures.WRITTEN: written + 0.05, sequence_pictures.READ: read},
+        f"{BASELINE}, seed 0": {},
+    }
+    (sentence,) = sequence_tables.sorted_by_address(done)
+    assert words in sentence and f"by priority {written:.2f}" in sentence
+
+
 def test_a_table_from_training_to_verdict(tmp_path, monkeypatch):
     monkeypatch.setattr(sequence_tables, "TESTED", 64)
     small = replace(
