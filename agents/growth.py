@@ -46,7 +46,7 @@ def growing_heads(network: Network) -> dict[str, NeurocoderLinear]:
 def grow(
     heads: Mapping[str, NeurocoderLinear],
     n_slots: int,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     *,
     freeze_old: bool = False,
 ) -> Places:

@@ -5,7 +5,8 @@ Shape suffixes: B batch, O outputs, N tasks.
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -61,6 +62,23 @@ def quadratic_penalty(parameters: Parameters, anchor: Parameters, importance: Pa
     """
     terms = [(importance[name] * (p - anchor[name]).square()).sum() for name, p in parameters.items()]
     return torch.stack(terms).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class Penalty:
+    """What tasks before have against a network's parameters: strength · Σ Σ_i Ω_i (θ_i - θ*_i)² over its terms."""
+
+    strength: float
+    terms: Sequence[tuple[Parameters, Parameters]]
+    """Ω and θ*, by parameter."""
+
+    def __call__(self, network: Network) -> Tensor:
+        """Return the penalty, with its graph; 0 without one where there are no terms yet."""
+        if not self.terms:
+            return torch.zeros(())
+        learned = network.learned()
+        parts = [quadratic_penalty(learned, anchor, importance) for importance, anchor in self.terms]
+        return self.strength * torch.stack(parts).sum()
 
 
 def surprise(logits: Tensor, mask: Tensor) -> Tensor:

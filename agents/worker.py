@@ -15,6 +15,7 @@ import torch
 
 from neurocoder.agents.a3c import A3CConfig, learning_rate, loss_and_metrics
 from neurocoder.agents.hogwild import Board, LocalCopy, SharedModel
+from neurocoder.agents.importance import Network, Penalty
 from neurocoder.agents.processes import exit_with_parent
 from neurocoder.agents.rollout import Actor, ActorState, Episode, NonFiniteLossError, Rollout, play
 from neurocoder.envs import EnvError, EpisodeRecorder, GameState
@@ -61,6 +62,8 @@ class TrainSpec:
     resumed_at: int = 0
     snapshots: dict[int, Snapshot] = field(default_factory=dict)
     """Where the workers of a resumed run stood."""
+    penalty: Penalty | None = None
+    """What is added to every update's loss so that earlier games are not forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,7 @@ class Worker:
         self._policy = Policy(spec.observation_space, spec.action_space, spec.policy.without_weights()).to(
             self._device
         )
+        self._network = Network(self._policy)
         self._local = LocalCopy(self._policy, model, config)
         self._precision = torch.autocast(self._device.type, torch.bfloat16, enabled=spec.precision == "bf16")
         self._updates_before = float(model.updates) - int(board.updates.sum())
@@ -269,6 +273,11 @@ class Worker:
                 )
             (loss / len(rollouts)).backward()
             numbers.append(metrics)
+        if self.spec.penalty is not None:
+            penalty = self.spec.penalty(self._network)
+            if penalty.requires_grad:
+                penalty.backward()
+            numbers[-1]["penalty"] = penalty.item()
         self.board.beat(self.index)
         return numbers
 

@@ -9,9 +9,10 @@ from neurocoder.envs.atari import (
     get_protocol,
     make_atari,
 )
+from neurocoder.envs.continual_atari import choose, parse_games
 from neurocoder.envs.pictures import AtariCamera
 from neurocoder.envs.random_play import random_observations
-from neurocoder.envs.registry import EnvError, env_ids, env_spec, is_atari, is_task
+from neurocoder.envs.registry import EnvError, env_ids, env_spec, is_atari, is_game_sequence, is_task
 from neurocoder.envs.replayable import GameState, ReplayableEnvs, SeededEpisodes, episode_seed
 from neurocoder.envs.tasks import EPISODE, Curriculum, Place, Task, TaskVectorEnv, make_tasks
 from neurocoder.envs.vector import EpisodeRecorder, make_vec
@@ -35,15 +36,18 @@ __all__ = [
     "Task",
     "TaskVectorEnv",
     "WatchedGame",
+    "choose",
     "env_ids",
     "env_spec",
     "episode_seed",
     "get_protocol",
     "is_atari",
+    "is_game_sequence",
     "is_task",
     "make_atari",
     "make_tasks",
     "make_vec",
     "make_watched",
+    "parse_games",
     "random_observations",
 ]

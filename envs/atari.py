@@ -281,10 +281,17 @@ class LifeLossEnds(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
-def make_atari(env_id: str, protocol: AtariProtocol, *, render_mode: str | None = None) -> gym.Env:
+def make_atari(
+    env_id: str,
+    protocol: AtariProtocol,
+    *,
+    render_mode: str | None = None,
+    mode: int | None = None,
+    difficulty: int | None = None,
+) -> gym.Env:
     """Return one game behind Gymnasium's wrappers: slower than :class:`AtariEnvs`, but it can be watched.
 
-    Observations [stack, size, size] are uint8; ``normalisation = "running"`` and ``fire_reset`` exist on the
+    `mode` and `difficulty` are the cartridge's switches. Observations [stack, size, size] are uint8; ``normalisation = "running"`` and ``fire_reset`` exist on the
     native path only and are refused here.
     """
     spec = env_spec(env_id)
@@ -295,8 +302,12 @@ def make_atari(env_id: str, protocol: AtariProtocol, *, render_mode: str | None 
             f"protocol {protocol.name!r}: running normalisation and FIRE at reset need the native "
             f"vector environment; use vectorization 'native' or another protocol"
         )
+    switches: dict[str, Any] = {
+        key: value for key, value in (("mode", mode), ("difficulty", difficulty)) if value is not None
+    }
     env = gym.make(
         f"ALE/{spec.name}-v5" if spec.namespace == "ALE" else env_id,
+        **switches,
         frameskip=1,  # AtariPreprocessing skips; a second skip would multiply
         repeat_action_probability=protocol.sticky,
         full_action_space=protocol.full_action_space,

@@ -7,7 +7,7 @@ import ale_py
 import gymnasium as gym
 
 from neurocoder.errors import NeurocoderError, near
-from neurocoder.registration import NAMESPACE
+from neurocoder.registration import GAME_SEQUENCE, NAMESPACE
 
 gym.register_envs(ale_py)
 
@@ -54,9 +54,14 @@ def is_atari(spec: gym.envs.registration.EnvSpec) -> bool:
     return isinstance(spec.entry_point, str) and spec.entry_point.startswith("ale_py.")
 
 
+def is_game_sequence(env_id: str) -> bool:
+    """Whether `env_id` is Atari games one after the other: played under a protocol, as one game is."""
+    return env_id.rpartition("-v")[0] == f"{NAMESPACE}/{GAME_SEQUENCE}"
+
+
 def is_task(spec: gym.envs.registration.EnvSpec) -> bool:
     """Whether `spec` is a supervised task of this package: its info has targets."""
-    return spec.namespace == NAMESPACE
+    return spec.namespace == NAMESPACE and not is_game_sequence(spec.id)
 
 
 def env_ids() -> list[str]:

@@ -8,8 +8,9 @@ import gymnasium as gym
 import numpy as np
 
 from neurocoder.envs.atari import ENGINES, AtariEnvs, AtariProtocol, make_atari
+from neurocoder.envs.continual_atari import make_sequence
 from neurocoder.envs.pictures import PicturedGame, can_render
-from neurocoder.envs.registry import EnvError, env_spec, is_atari
+from neurocoder.envs.registry import EnvError, env_spec, is_atari, is_game_sequence
 from neurocoder.envs.replayable import GameState, ReplayableEnvs
 from neurocoder.errors import lookup
 
@@ -153,9 +154,9 @@ def make_vec(
     """Return `num_envs` environments of `env_id` as one batch that resets in the same step.
 
     Atari ids are played under `protocol`; what their id says of frame skip and sticky actions gives way to
-    it. `vectorization` ``native`` is ale-py's vector environment with `num_threads` emulator threads;
-    ``sync`` is Gymnasium's wrappers, one game after the other: slower, but their state can be stored and
-    brought back exactly. All other ids are always ``sync``, made with `options` (keyword arguments), and are each a
+    it; so are sequences of games (``envs.continual_atari``), whose `options` are games and task. `vectorization`
+    ``native`` is ale-py's vector environment with `num_threads` emulator threads; ``sync`` is Gymnasium's
+    wrappers, one game after the other: slower, but their state can be stored and brought back exactly. All other ids are always ``sync``, made with `options` (keyword arguments), and are each a
     :class:`PicturedGame` if `pictured`. See :class:`EpisodeRecorder` for what ``info`` holds.
 
     Raises
@@ -175,6 +176,10 @@ def make_vec(
         if vectorization == "native":
             return EpisodeRecorder(AtariEnvs(spec.id, protocol, num_envs, num_threads))
         return EpisodeRecorder(ReplayableEnvs(partial(make_atari, spec.id, protocol), num_envs))
+    if is_game_sequence(spec.id):
+        chosen, rules = dict(options or {}), protocol or AtariProtocol()
+        native = vectorization == "native"
+        return EpisodeRecorder(make_sequence(chosen, rules, num_envs, num_threads, native=native))
     try:
         envs = ReplayableEnvs(lambda: _make_game(spec, pictured, options or {}), num_envs)
     except EnvError:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from neurocoder.agents.hogwild import SharedModel
-from neurocoder.agents.supervisor import Standstill, train
+from neurocoder.agents.supervisor import Standstill
+from neurocoder.agents.supervisor import train as supervise
 from neurocoder.agents.worker import Notice, Record, Snapshot, TrainSpec
 from neurocoder.envs import EpisodeRecorder
 from neurocoder.policies import Policy
@@ -96,11 +97,18 @@ class A3CSession(Session):
         self.spec = train_spec(self.config, self.policy, self._make_envs, self.resumed_at, snapshots)
 
     def run_until(self, stop: threading.Event) -> Outcome:
-        rows = self.rows
-        saved = True
         if self.saved is None:
             self.save(0, [])  # the untrained network: what to compare with, and something to fall back on
-        for event in train(self.spec, self.model, stop):
+        saved = self.train(stop)
+        deadline = time.monotonic() + LAST_EVALUATION
+        while self.evaluator.pending and not stop.is_set() and time.monotonic() < deadline:
+            self._show(self.evaluator.poll(0.5))
+        return self.outcome(saved, stop.is_set())
+
+    def train(self, stop: threading.Event) -> bool:
+        """Let the workers play and learn as ``spec`` says; return whether the last checkpoint could be saved."""
+        rows, saved = self.rows, True
+        for event in supervise(self.spec, self.model, stop):
             match event:
                 case Record():
                     if (row := rows.add(event)) is not None:
@@ -113,18 +121,24 @@ class A3CSession(Session):
                     if saved and self.saved and self.evaluation_is_due(event.agent_steps):
                         self.evaluator.submit(self.saved)
             self._show(self.evaluator.poll())
-        deadline = time.monotonic() + LAST_EVALUATION
-        while self.evaluator.pending and not stop.is_set() and time.monotonic() < deadline:
-            self._show(self.evaluator.poll(0.5))
-        return self.outcome(saved, stop.is_set())
+        return saved
 
     def save(self, agent_steps: int, snapshots: list[Snapshot]) -> bool:
         """Write a checkpoint of the shared model; return whether that worked."""
         self.model.copy_into(self.policy)
         workers, data = pack_snapshots(snapshots)
+        tensors, more = self.learner_state()
         return self.write(
-            agent_steps, self.model.state(), {"workers": data}, workers, in_use=self.evaluator.pending
+            agent_steps,
+            self.model.state(),
+            {"workers": data, **more},
+            {**workers, **tensors},
+            in_use=self.evaluator.pending,
         )
+
+    def learner_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what a checkpoint holds beside model, optimiser and workers: tensors, and JSON values."""
+        return {}, {}
 
     def close(self) -> None:
         """End the evaluation that may be going on, and close all files."""

@@ -21,7 +21,15 @@ from gymnasium.envs.registration import EnvSpec
 from neurocoder.agents.a3c import A3CConfig
 from neurocoder.agents.continual_methods import ContinualConfig, preset
 from neurocoder.agents.supervised import SupervisedConfig
-from neurocoder.envs import ENGINES, AtariProtocol, env_spec, get_protocol, is_atari, is_task
+from neurocoder.envs import (
+    ENGINES,
+    AtariProtocol,
+    env_spec,
+    get_protocol,
+    is_atari,
+    is_game_sequence,
+    is_task,
+)
 from neurocoder.errors import ConfigError, lookup, near, require
 from neurocoder.policies import PolicyConfig
 
@@ -260,6 +268,8 @@ def default_recipe(spec: EnvSpec, agent: str | None) -> str:
     """Return the recipe for environments of `spec` that are learned by `agent` (None: by whatever suits them)."""
     if is_atari(spec):
         return "atari"
+    if is_game_sequence(spec.id):
+        return "continual-atari"
     if not is_task(spec):
         return "control"
     if agent == "a3c":
@@ -289,7 +299,7 @@ def resolve(
     if not isinstance(env, str) or not env:
         raise ConfigError("train needs an environment id, e.g. neurocoder train ALE/Pong-v5")
     spec = env_spec(env, trust=trust or bool(typed))
-    atari = is_atari(spec)
+    atari = is_atari(spec) or is_game_sequence(spec.id)
     if recipe is None:
         values = read_recipe(default_recipe(spec, overrides.get("agent")))
     for name, value in {**overrides, "env": env}.items():
@@ -302,6 +312,8 @@ def resolve(
         if not isinstance(changes, Mapping):
             raise ConfigError(f"{source}: protocol={changes!r} has the wrong type: expected a table")
         values["protocol"] = {**dataclasses.asdict(base), **changes}
+        if is_game_sequence(spec.id):
+            values["protocol"]["full_action_space"] = True  # the actions that all games have
     elif protocol is not None or "protocol" in values:
         raise ConfigError(f"a protocol preset applies to Atari games only, and {env!r} is none")
     return from_mapping(values, source if overrides or not recipe else recipe)

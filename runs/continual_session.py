@@ -11,7 +11,7 @@ from neurocoder.policies import Policy
 from neurocoder.runs.checkpoint import Checkpoint, write_evaluation
 from neurocoder.runs.config import TrainConfig
 from neurocoder.runs.run import Run
-from neurocoder.runs.scoring import Score, append_score
+from neurocoder.runs.scoring import Score, append_score, write_matrix
 from neurocoder.runs.session import Outcome, Session
 
 
@@ -92,14 +92,8 @@ class ContinualSession(Session):
             data=data,
         )
         self.trackers.add_score(score, f"{words}; data: {data}")
-        lines = ["after,task,accuracy"]
-        lines += [
-            f"{after},{task},{value}"
-            for after, row in enumerate(learner.rows)
-            for task, value in enumerate(row)
-        ]
         try:
-            (self.run.path / "matrix.csv").write_text("\n".join(lines) + "\n", "utf-8")
+            write_matrix(self.run.path, learner.rows, "accuracy")
             append_score(self.run.path, score)
             if self.saved is not None:
                 write_evaluation(self.saved, score)

@@ -7,13 +7,25 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from neurocoder.envs import EpisodeRecorder, make_tasks, make_vec, random_observations
+from neurocoder.agents.growth import growing_heads
+from neurocoder.agents.importance import Network
+from neurocoder.envs import (
+    EpisodeRecorder,
+    choose,
+    is_game_sequence,
+    make_tasks,
+    make_vec,
+    parse_games,
+    random_observations,
+)
 from neurocoder.errors import ConfigError
 from neurocoder.policies import Policy, calibrate
 from neurocoder.runs.checkpoint import Checkpoint, load_parameters
 from neurocoder.runs.config import TrainConfig
 from neurocoder.runs.continual_session import make_learner
 
+SEQUENCE_METHODS = ("none", "l2", "ewc", "online-ewc", "mas")
+"""Methods that remember at the end of a game; si follows every step, and replay keeps images with their classes."""
 IMAGE_DIMENSIONS = 3
 """Channels, height and width."""
 
@@ -82,6 +94,9 @@ def prepare(
     if config.agent == "supervised":
         for options in (config.env_options, config.evaluation_options):
             make_tasks(config.env, 1, options, trust=trust).close()
+    sequence = is_game_sequence(config.env)
+    if sequence:
+        games_of(config)
     make_envs = environment_factory(config, trust=trust)
     wanted = config.policy
     if checkpoint is not None:
@@ -92,6 +107,8 @@ def prepare(
     finally:
         with_envs.close()
     _refuse_running_statistics(config, policy)
+    if sequence and config.continual.grow:
+        growing_heads(Network(policy))
     if checkpoint is not None:
         load_parameters(policy, checkpoint.model, checkpoint.path)
     elif config.calibration_steps and len(policy.observation_space.shape) == IMAGE_DIMENSIONS:
@@ -111,3 +128,49 @@ def _refuse_running_statistics(config: TrainConfig, policy: Policy) -> None:
             f"encoder {policy.config.encoder!r} has batch normalisation, whose running statistics A3C's workers do "
             f"not share: use --set policy.encoder_config.frozen=true where it has that option, or --agent supervised"
         )
+
+
+def games_of(config: TrainConfig) -> list[str]:
+    """Return the games of a run, in their order.
+
+    Raises
+    ------
+    ConfigError, EnvError
+        There are none that are known, or settings that a sequence cannot have.
+    """
+    games = config.env_options.get("games", ())
+    parse_games(games)
+    if "task" in config.env_options:
+        raise ConfigError("env_options.task: a training goes through all games; leave it out")
+    method = config.continual.method
+    if method not in SEQUENCE_METHODS:
+        raise ConfigError(f"continual.method={method!r}: with games expected one of {SEQUENCE_METHODS}")
+    if config.continual.prune or config.continual.novelty:
+        raise ConfigError("continual.prune and continual.novelty are for tasks with images, not for games")
+    if config.evaluation.every:
+        raise ConfigError("evaluation.every: games are scored after each of them; expected 0")
+    if config.policy.core != "none" and method != "none":
+        raise ConfigError(
+            f"policy.core={config.policy.core!r}: method {method!r} needs a policy without memory"
+        )
+    return list(games)
+
+
+def one_game(config: TrainConfig, task: int | None = None) -> TrainConfig:
+    """Return `config` for a single game: number `task` (the first, if None) of a run on games one after the other.
+
+    Raises
+    ------
+    ConfigError, EnvError
+        The run is of one game and `task` is given, or there is no such game, or it has switches that its id does not say.
+    """
+    if not is_game_sequence(config.env):
+        if task is not None:
+            raise ConfigError(f"--task {task}: this run is of one environment, {config.env}")
+        return config
+    game = choose(config.env_options.get("games", ()), task or 0)
+    if game.switched:
+        raise ConfigError(
+            f"--task {task or 0}: games with a mode or difficulty are scored in the training only"
+        )
+    return replace(config, env=game.env_id, env_options={})

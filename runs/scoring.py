@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -182,3 +182,10 @@ def append_score(run: Path, score: Score) -> None:
     """Append `score` to the run's ``evaluations.jsonl``, as one line."""
     with (run / "evaluations.jsonl").open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(score) + "\n")
+
+
+def write_matrix(run: Path, rows: Sequence[Sequence[float]], what: str) -> None:
+    """Write ``matrix.csv``: `rows` of all tasks, the first of the untrained network, row i after the i-th task."""
+    lines = [f"after,task,{what}"]
+    lines += [f"{after},{task},{value}" for after, row in enumerate(rows) for task, value in enumerate(row)]
+    (run / "matrix.csv").write_text("\n".join(lines) + "\n", "utf-8")

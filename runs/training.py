@@ -2,12 +2,14 @@
 
 from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.agents.supervisor import WorkerError
+from neurocoder.envs import is_game_sequence
 from neurocoder.policies import Policy
 from neurocoder.runs.a3c_session import A3CSession
 from neurocoder.runs.checkpoint import Checkpoint, find_checkpoint, recover
 from neurocoder.runs.config import TrainConfig
 from neurocoder.runs.continual_session import ContinualSession
 from neurocoder.runs.run import Run
+from neurocoder.runs.sequence_session import SequenceSession
 from neurocoder.runs.session import Outcome, Session, stop_on_signal
 from neurocoder.runs.supervised_session import SupervisedSession
 
@@ -16,7 +18,7 @@ SESSIONS: dict[str, type[A3CSession] | type[SupervisedSession] | type[ContinualS
     "supervised": SupervisedSession,
     "continual": ContinualSession,
 }
-"""What trains, by the configuration's ``agent``."""
+"""What trains, by the configuration's ``agent``; games one after the other have a session of their own."""
 
 
 def run_training(
@@ -28,7 +30,8 @@ def run_training(
     the last checkpoint as it is.
     """
     recover(run.checkpoints)
-    session: Session = SESSIONS[config.agent](config, policy, run, checkpoint, trust)
+    kind = SequenceSession if is_game_sequence(config.env) else SESSIONS[config.agent]
+    session: Session = kind(config, policy, run, checkpoint, trust)
     with stop_on_signal() as stop:
         try:
             return session.run_until(stop)

@@ -22,6 +22,7 @@ def evaluate(
     checkpoint: str = "last",
     stuck_after: int | None = None,
     seed: int = 0,
+    task: int | None = None,
     device: str = "cpu",
     logs: Path = Path("logs"),
     env: str | None = None,
@@ -48,6 +49,8 @@ def evaluate(
         configuration has it unless given.
     seed
         Seed of the games and actions.
+    task
+        Which game of a run on games one after the other, from 0.
     device
         cpu, cuda or cuda:N.
     logs
@@ -74,7 +77,7 @@ def evaluate(
         return _evaluate_sb3(Path(run), env, preset, options)
     if env is not None or preset is not None:
         raise ConfigError("--env and --preset are for zips of Stable-Baselines3; a run knows its own")
-    return _evaluate_run(run, checkpoint, logs, options)
+    return _evaluate_run(run, checkpoint, logs, task, options)
 
 
 class _Options(NamedTuple):
@@ -86,16 +89,16 @@ class _Options(NamedTuple):
     trust: bool
 
 
-def _evaluate_run(run: str, checkpoint: str, logs: Path, options: _Options) -> int:
+def _evaluate_run(run: str, checkpoint: str, logs: Path, task: int | None, options: _Options) -> int:
     from neurocoder.errors import ConfigError
     from neurocoder.runs.checkpoint import find_checkpoint
     from neurocoder.runs.config import EvaluationConfig
-    from neurocoder.runs.preparation import environment_factory
+    from neurocoder.runs.preparation import environment_factory, one_game
     from neurocoder.runs.run import Run
     from neurocoder.runs.scoring import append_score, score_checkpoint
 
     found = Run.open(run, logs)
-    config = found.config()
+    config = one_game(found.config(), task)
     path = find_checkpoint(found.checkpoints, checkpoint)
     evaluation = EvaluationConfig(
         episodes=options.episodes,

@@ -13,6 +13,7 @@ def record(
     episodes: int = 1,
     checkpoint: str = "last",
     seed: int = 0,
+    task: int | None = None,
     deterministic: Annotated[bool, Parameter(negative="")] = False,
     mask_slot: tuple[str, ...] = (),
     trace: Literal["mean", "full"] = "mean",
@@ -37,6 +38,8 @@ def record(
         best, last, or a number of agent steps.
     seed
         Seed of the first episode, its game and its actions; the next ones have the next numbers.
+    task
+        Which game of a run on games one after the other, from 0.
     deterministic
         Take the most probable action instead of sampling.
     mask_slot
@@ -69,8 +72,10 @@ def record(
     require(seed >= 0 and seed + episodes <= 2**31, "--seed", seed, "in [0, 2^31 - episodes]")
     check_device(device)
     if run.endswith(".zip"):
-        if checkpoint != "last" or mask_slot:
-            raise ConfigError("--checkpoint and --mask-slot are for runs, not for zips of Stable-Baselines3")
+        if checkpoint != "last" or mask_slot or task is not None:
+            raise ConfigError(
+                "--checkpoint, --mask-slot and --task are for runs, not for zips of Stable-Baselines3"
+            )
         agent = open_zip(
             Path(run),
             logs,
@@ -87,6 +92,7 @@ def record(
             run,
             logs,
             checkpoint=checkpoint,
+            task=task,
             masked=mask_slot,
             deterministic=deterministic,
             device=device,

@@ -205,7 +205,7 @@ def _conclude(path: Path, outcome: Any) -> int:
     if outcome.interrupted:
         print(f"go on with: neurocoder train --resume {path}")
     elif (path / "matrix.csv").exists():
-        print(f"accuracies of every task after every task: {path / 'matrix.csv'}")
+        print(f"scores of every task after every task: {path / 'matrix.csv'}")
     else:
         print(f"score it with: neurocoder eval {path}")
     return 0

@@ -11,6 +11,7 @@ from neurocoder.errors import ConfigError
 from neurocoder.policies import NeurocoderLinear, Policy
 from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint, load_parameters
 from neurocoder.runs.config import EvaluationConfig, TrainConfig
+from neurocoder.runs.preparation import one_game
 from neurocoder.runs.replay.episode import EpisodeInfo, Source
 from neurocoder.runs.replay.recorder import file_sha256, now, versions
 from neurocoder.runs.run import Run
@@ -83,12 +84,13 @@ def open_run(
     logs: Path,
     *,
     checkpoint: str = "last",
+    task: int | None = None,
     masked: Sequence[str] = (),
     deterministic: bool = False,
     device: str = "cpu",
     trust: bool = False,
 ) -> Agent:
-    """Return the agent of a run; `masked` slots (``17``, ``actor:17``, ``critic:3``) are closed to it.
+    """Return the agent of a run, in game number `task` if it learned several; `masked` slots (``17``, ``actor:17``, ``critic:3``) are closed to it.
 
     Raises
     ------
@@ -96,7 +98,7 @@ def open_run(
         There is no such run or checkpoint, it is damaged, or a slot cannot be masked.
     """
     run = Run.open(text, logs)
-    config = run.config()
+    config = one_game(run.config(), task)
     path = find_checkpoint(run.checkpoints, checkpoint)
     saved = load_checkpoint(path, with_optimizer=False)
     agent = agent_of(run.path, path, config, trust=trust)

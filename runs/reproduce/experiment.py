@@ -187,7 +187,9 @@ def _measures(matrix: Path) -> dict[str, float]:
     with matrix.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     n_tasks = 1 + max(int(line["task"]) for line in lines)
-    accuracies = np.array([float(line["accuracy"]) for line in lines]).reshape(-1, n_tasks)
+    accuracies = np.array([float(line.get("accuracy") or line["score"]) for line in lines]).reshape(
+        -1, n_tasks
+    )
     return {name: round(value, 4) for name, value in summary_of_matrix(accuracies).items()}
 
 

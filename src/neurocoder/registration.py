@@ -5,6 +5,8 @@ from typing import Any
 from gymnasium import register
 
 NAMESPACE = "neurocoder"
+GAME_SEQUENCE = "ContinualAtari"
+"""Atari games one after the other."""
 
 TASKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     # name: module, prefix of its two factories (…_env, …_vector_env), their arguments
@@ -35,3 +37,8 @@ def register_tasks() -> None:
             vector_entry_point=f"neurocoder.envs.{module}:{prefix}_vector_env",
             kwargs=arguments,
         )
+    register(
+        f"{NAMESPACE}/{GAME_SEQUENCE}-v0",
+        "neurocoder.envs.continual_atari:continual_atari_env",
+        vector_entry_point="neurocoder.envs.continual_atari:continual_atari_vector_env",
+    )
