@@ -3,9 +3,11 @@
 Networks are the paper's: controllers of 100 units with one read and one write head and a memory of 128 × 20 unless said,
 LSTMs of three layers. Learning is not: Adam at 1e-3 down to 0 (a cosine), batches of 16 sequences of one length, where the
 paper has RMSProp and single sequences. What is tested is the last checkpoint. A wrong bit is an output on the wrong side
-of one half; a sequence counts all of its wrong bits.
+of one half; a sequence counts all of its wrong bits. No parameter depends on the memory's rows: where a sequence would all but
+fill the 128 that were trained with, it is tested with more of them, too.
 """
 
+import copy
 import json
 import math
 import statistics
@@ -20,6 +22,7 @@ import numpy as np
 from neurocoder.agents.supervised import batches, evaluate_predictions
 from neurocoder.envs import make_tasks
 from neurocoder.envs.sequences import bayes_bits
+from neurocoder.policies.ntm import NTMCore
 from neurocoder.runs.reproduce.experiment import LOSS, WRONG_BITS, Experiment, Metric, Row, Setting, slug
 from neurocoder.runs.reproduce.pictures import curves
 from neurocoder.runs.reproduce.sequence_pictures import READ, WRITTEN, draw_memory, draw_strips, order
@@ -44,6 +47,17 @@ class Test:
     options: Mapping[str, int] = field(default_factory=dict)
     target: float | None = None
     """Bits per sequence that the best and the median seed of the machine should stay below."""
+    rows: int = 0
+    """Of the memory, where it is another than the one that was trained with; only for machines."""
+
+    def set_up(self, trained: Trained) -> Trained:
+        """Return `trained` with the test's options, and its memory."""
+        if self.rows and isinstance(trained.policy.core, NTMCore):
+            trained = trained._replace(policy=copy.deepcopy(trained.policy))
+            core = trained.policy.core
+            assert isinstance(core, NTMCore)
+            core.resize(self.rows)
+        return trained._replace(options={**trained.options, **self.options})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +112,8 @@ class Table:
 
 def bits(trained: Trained, test: Test, *, coded: bool) -> float:
     """Return the wrong bits per sequence, or what its predictions cost in bits (-log2 p)."""
-    envs = make_tasks(trained.env, TEST_BATCH, {**trained.options, **test.options})
+    trained = test.set_up(trained)
+    envs = make_tasks(trained.env, TEST_BATCH, trained.options)
     found = evaluate_predictions(trained.policy, envs, TESTED // TEST_BATCH, TEST_SEED)
     if coded:
         return found.loss * found.scored / TESTED / math.log(2)
@@ -142,14 +157,11 @@ def figures(table: Table, rows: Sequence[Row], folder: Path) -> None:
 
 def _draw(table: Table, trained: Trained, key: str, folder: Path) -> None:
     for test in table.tests:
-        options = {**trained.options, **test.options, **longest(test.options)}
-        file = folder / f"{slug(key)}-{slug(test.name)}.png"
-        draw_strips(Trained(trained.policy, trained.env, options), file, f"{key}: {test.name}")
-    if trained.policy.config.core == "ntm":
-        test = table.tests[0]
-        options = {**trained.options, **test.options, **longest(test.options)}
-        file = folder / f"{slug(key)}-memory.png"
-        draw_memory(Trained(trained.policy, trained.env, options), file, f"{key}: {test.name}")
+        shown = test.set_up(trained)
+        shown = shown._replace(options={**shown.options, **longest(test.options)})
+        draw_strips(shown, folder / f"{slug(key)}-{slug(test.name)}.png", f"{key}: {test.name}")
+        if test is table.tests[0] and isinstance(trained.policy.core, NTMCore):
+            draw_memory(shown, folder / f"{slug(key)}-memory.png", f"{key}: {test.name}")
 
 
 def longest(options: Mapping[str, int]) -> dict[str, int]:
@@ -260,13 +272,14 @@ COPY = Table(
     "Copy",
     "neurocoder/Copy-v0",
     "ntm-copy",
-    updates=12_000,
+    updates=20_000,
     mean_steps=22,
     tests=(
         Test("lengths 1 to 20", {"min_length": 1, "max_length": 20}, 0.01),
         Test("length 30", _length(length=30)),
         Test("length 50", _length(length=50), 0.1),
         Test("length 120", _length(length=120), 1.0),
+        Test("length 120, 256 rows", _length(length=120), 1.0, rows=256),
     ),
     networks={LSTM: _ntm(), FEEDFORWARD: _ntm("feedforward"), BASELINE: _baseline(256)},
     published={LSTM: "near 0", FEEDFORWARD: "near 0", BASELINE: "slower; breaks past 20"},

@@ -95,6 +95,16 @@ def test_a_sorted_memory_is_recognised(monkeypatch, tmp_path):
     assert (tmp_path / "order.png").stat().st_size > 1000
 
 
+def test_a_machine_is_tested_with_more_rows_and_left_as_it_was():
+    trained = Trained(machine(), "neurocoder/PrioritySort-v0", {"items": 6, "targets": 4})
+    test = sequence_tables.Test("more", {"items": 7}, rows=40)
+    larger = test.set_up(trained)
+    assert larger.policy.core.rows == 40 and trained.policy.core.rows == 16
+    assert larger.options == {"items": 7, "targets": 4}
+    assert sequence_pictures.look(larger, 2).memory.memory.shape[-2] == 40
+    assert 0 < sequence_tables.bits(trained, test, coded=False) <= 32
+
+
 @pytest.mark.parametrize(
     ("written", "read", "words"),
     [(0.9, 0.95, "sorted by address"), (0.9, 0.1, "read in another way"), (0.3, 0.9, "no line")],
