@@ -184,7 +184,7 @@ class Trace:
     value, logits, action_values     [T], [T, A]  as far as the policy has them
     lives                            [T + 1]    Atari
     boundary                         [T]        1: a life was lost, and with it a training episode, after this step
-    attention/<head>/<memory>        [T, P]     8 bits on disk (``….codes``, ``….low``, ``….step``)
+    attention/<head>/<memory>        [T, P]     bytes on disk (``….codes``, ``….low``, ``….step``), slot by slot
     sigma/<head>, gate/<head>        [T, R], [T]
     components/<head>/<memory>       [T, R, P]  where everything was kept (``--trace full``)
     info/<name>                      [T, ...]   numbers that the environment tells: target, …
@@ -241,7 +241,7 @@ class Trace:
                 version = npy.read_magic(stream)
                 read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
                 shape, fortran, dtype = read(stream)
-                if dtype.kind not in "biuf" or dtype.itemsize > 8 or fortran:
+                if dtype.kind not in "biuf" or dtype.itemsize > 8:
                     raise self._damaged(name, f"dtype {dtype}")
                 size = int(np.prod(shape, dtype=np.float64)) * dtype.itemsize
                 if not shape or shape[0] != rows or size > MAX_ARRAY:
@@ -253,7 +253,7 @@ class Trace:
             raise self._damaged(name, f"{type(error).__name__}: {error}") from None
         if len(data) != size:
             raise self._damaged(name, f"{len(data)} bytes, expected {size}")
-        return np.frombuffer(data, dtype).reshape(shape)
+        return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
     def _damaged(self, name: str, what: str) -> ReplayError:
         return ReplayError(f"{self.file}: {name} is damaged ({what}); record the episode again")

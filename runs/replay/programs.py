@@ -23,6 +23,8 @@ HOLD = 8
 """Steps that a slot must lead without a break to begin a chapter."""
 FLAT = 0.02
 """Attention that stays within this share of uniform says nothing about programs."""
+LEVELS = 63
+"""Steps between the least and the largest attention of a slot, as it is stored."""
 COLLAPSED = 0.95
 """Share of all attention at which a single slot is all there is."""
 
@@ -146,14 +148,14 @@ class Quantized(NamedTuple):
 
 
 def quantize(attention: np.ndarray) -> Quantized:
-    """Return attention [T, P] in 8 bits: an error of at most ½ % of a slot's own mean, or 1/510 of its range.
+    """Return attention [T, P] in bytes: an error of at most ½ % of a slot's own mean, or of 1/126 of its range.
 
-    The first holds where the attention is nearly flat, which is most often: fewer levels pack much better.
+    The first holds where the attention is nearly flat. Fewer levels pack much better: of a sharp attention more are noise.
     """
     if not len(attention):
         empty = np.zeros(attention.shape[1], np.float32)
         return Quantized(np.zeros(attention.shape, np.uint8), empty, empty)
     low, high = attention.min(axis=0), attention.max(axis=0)
-    step = np.maximum((high - low) / 255, 0.01 * attention.mean(axis=0)).astype(np.float32)
+    step = np.maximum((high - low) / LEVELS, 0.01 * attention.mean(axis=0)).astype(np.float32)
     codes = np.rint(np.divide(attention - low, step, out=np.zeros(attention.shape), where=step > 0))
     return Quantized(codes.astype(np.uint8), low.astype(np.float32), step)

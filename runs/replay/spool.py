@@ -65,12 +65,19 @@ class TraceSpool:
         return list(self._columns)
 
     def pack(self, file: Path) -> None:
-        """Write all arrays into the npz `file`; ``attention/…`` in 8 bits (see :func:`quantize`), `HALVED` in 16."""
+        """Write all arrays into the npz `file`; ``attention/…`` in bytes (see :func:`quantize`), `HALVED` in 16 bits.
+
+        Slot by slot, and not step by step: what a slot was read a step before is nearly what it is read now.
+        """
         arrays: dict[str, np.ndarray] = {}
         for name in self._columns:
             if name.startswith("attention/"):
                 codes, low, step = quantize(self[name])
-                arrays |= {f"{name}.codes": codes, f"{name}.low": low, f"{name}.step": step}
+                arrays |= {
+                    f"{name}.codes": np.asfortranarray(codes),
+                    f"{name}.low": low,
+                    f"{name}.step": step,
+                }
             elif name.startswith(HALVED):
                 arrays[name] = self[name].clip(-MAX_HALF, MAX_HALF).astype(np.float16)
             else:

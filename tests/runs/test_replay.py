@@ -136,7 +136,8 @@ def test_a_full_trace_keeps_every_component(run: Path, tmp_path: Path) -> None:
         trace["sigma/actor"].astype(np.float64),
     )
     mean = (components * sigma[..., None]).sum(axis=1) / sigma.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(trace["attention/actor/V"], mean, rtol=0.02, atol=1e-4)
+    allowed = np.maximum(0.005 * mean.mean(axis=0), np.ptp(mean, axis=0) / 126) + 2e-4  # of 16 bits
+    assert (np.abs(trace["attention/actor/V"] - mean) <= allowed).all()
 
 
 GAMES = [
