@@ -218,7 +218,6 @@ MUTANTS = [
     Mutant(PICKS, "shown - self._agent.protocol.frame_skip", "shown", REPLAY),
     Mutant(PAGE, 'text.replace("<", "\\\\u003c")', "text", REPLAY),
     Mutant(PAGE, "float(np.clip(reward[step], -1, 1))", "float(reward[step])", REPLAY),
-    Mutant(VIEWER, "int(number) * found.info.per_strip >= found.info.n_frames", "False", SERVER),
     Mutant(VIEWER, "allowed_hosts=HOSTS", 'allowed_hosts=["*"]', SERVER),
     Mutant(
         VIEWER,

@@ -107,9 +107,9 @@ def test_chapters_equal_their_definition(runs: list[tuple[int, int]], hold: int)
 
 
 def test_rows_are_ordered_by_the_steps_they_are_the_subject_of() -> None:
-    attention = np.tile([0.1, 0.4, 0.3, 0.2], (50, 1))
+    attention = np.tile([0.1, 0.2, 0.3, 0.4], (50, 1))
     found = [Chapter(0, 10, 2), Chapter(10, 40, 0), Chapter(40, 50, 2)]
-    assert programs.row_order(found, attention).tolist() == [0, 2, 1, 3]
+    assert programs.row_order(found, attention).tolist() == [0, 2, 3, 1]
 
 
 def test_flat_attention_and_collapsed_attention_are_told() -> None:
