@@ -4,6 +4,7 @@ from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from neurocoder.errors import ConfigError
 from neurocoder.runs.replay.agents import open_run
 from neurocoder.runs.replay.recorder import Recording, record_episode
 
@@ -16,7 +17,7 @@ def record_demo(logs: Path) -> Path:
 
     Raises
     ------
-    RunError, ConfigError
+    ConfigError
         `logs` cannot be written.
     """
     with as_file(files("neurocoder.runs") / "demo") as run:
@@ -25,6 +26,12 @@ def record_demo(logs: Path) -> Path:
         folder = agent.episodes / agent.episode_name(SEED)
         if (folder / "episode.json").is_file():
             return folder
+        try:
+            agent.episodes.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write in {logs}: {error.strerror or error}; name another folder"
+            ) from None
         print(f"the demo agent plays {agent.env}, seed {SEED} …", flush=True)
         game = agent.make_game()
         try:

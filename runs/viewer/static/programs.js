@@ -17,19 +17,23 @@ export function liftOf(episode, program, slot, t) {
   return lift(attentionOf(episode, program, slot, t), episode.arrays[program.mean][slot]);
 }
 
-// The lift at the light end of the colours: 99.5 % of all lifts lie between it and its inverse.
+// The lift at the light end of the colours: 99.5 % of the lifts above 1 lie below it. Those below 1 have no say: of a
+// sharp attention many are near 0, and the rest would all be grey.
 export function rangeOf({ arrays, length }, program) {
-  const sizes = []; // [|log lift|, how many cells]
+  const sizes = []; // [log lift, how many cells]
+  let above = 0;
   for (let slot = 0; slot < program.slots; slot += 1) {
     const counts = new Uint32Array(256);
     for (let t = slot * length; t < (slot + 1) * length; t += 1) counts[arrays[program.codes][t]] += 1;
     counts.forEach((count, code) => {
       const found = lift(arrays[program.low][slot] + arrays[program.step][slot] * code, arrays[program.mean][slot]);
-      if (count) sizes.push([found > 0 ? Math.abs(Math.log(found)) : MOST, count]);
+      if (!count || found < 1) return;
+      sizes.push([Math.log(found), count]);
+      above += count;
     });
   }
   sizes.sort(([a], [b]) => a - b);
-  let left = QUANTILE * length * program.slots;
+  let left = QUANTILE * above;
   const bound = sizes.find(([, count]) => (left -= count) <= 0);
   return Math.exp(Math.max(LEAST, Math.min(MOST, bound?.[0] ?? 0)));
 }
