@@ -33,15 +33,21 @@ bench.command(
 )
 
 bench.command(
-    "neurocoder.runs.commands.bench_tasks:tasks",
+    "neurocoder.runs.commands.bench_rates:tasks",
     name="tasks",
     help="Images per second of tasks as environments, against a DataLoader and a loop by hand.",
 )
 
 bench.command(
-    "neurocoder.runs.commands.bench_tasks:ntm",
+    "neurocoder.runs.commands.bench_rates:ntm",
     name="ntm",
     help="Sequences per second that the Neural Turing Machine trains on.",
+)
+
+bench.command(
+    "neurocoder.runs.commands.bench_rates:replay",
+    name="replay",
+    help="Agent steps per second of a game that is played, and of the same recorded.",
 )
 
 

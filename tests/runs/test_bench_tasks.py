@@ -1,11 +1,11 @@
-"""What `bench tasks` and `bench ntm` measure does what it says, and what they print are medians and their ratios."""
+"""What `bench tasks`, `ntm` and `replay` measure does what it says, and what they print are medians and their ratios."""
 
 import json
 
 import pytest
 import torch
 
-from neurocoder.runs.bench import ntm, rounds, tasks
+from neurocoder.runs.bench import ntm, replay, rounds, tasks
 from neurocoder.runs.cli import main
 
 
@@ -54,7 +54,18 @@ def test_the_machine_learns_the_same_either_way():
     assert (ends[0] - ends[1]).abs().median() < 1e-7
 
 
-@pytest.mark.parametrize(("command", "unit"), [("tasks", "images/s"), ("ntm", "sequences/s")])
+def test_what_is_recorded_is_the_game_that_is_played(tmp_path):
+    works = replay.works(tmp_path)
+    assert works["recorded"].work() == works["played"].work() == replay.STEPS
+    (part,) = tmp_path.iterdir()
+    assert len(list((part / "frames").iterdir())) == 0  # a strip holds 64
+    works["recorded"].work()
+    assert len(list((part / "frames").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "unit"), [("tasks", "images/s"), ("ntm", "sequences/s"), ("replay", "steps/s")]
+)
 def test_the_command_prints_and_writes(command, unit, tmp_path, capsys):
     file = tmp_path / "rows.json"
     options = ["--dataset", "digits"] if command == "tasks" else []

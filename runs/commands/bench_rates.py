@@ -1,4 +1,4 @@
-"""``neurocoder bench tasks`` and ``neurocoder bench ntm``: rates of the supervised learner and its environments."""
+"""``neurocoder bench tasks``, ``ntm`` and ``replay``: rates of the supervised learner, its environments, and recording."""
 
 import json
 import math
@@ -77,6 +77,29 @@ def ntm(*, threads: int = 1, seconds: float = 5.0, repeats: int = 3, json_: Json
 
     found = {name: compared for batch in BATCHES for name, compared in works(batch).items()}
     return _report("sequences/s", found, threads, seconds, repeats, json_, {"env": ENV})
+
+
+def replay(*, threads: int = 1, seconds: float = 3.0, repeats: int = 5, json_: Json = None) -> int:
+    """Agent steps per second of a game that the demo agent plays, and of the same recorded.
+
+    Rates are medians over the rounds, with the slowest and the fastest.
+
+    Parameters
+    ----------
+    threads
+        Threads of torch.
+    seconds
+        How long each is measured in each round.
+    repeats
+        Rounds. In each, everything is measured once.
+    json_
+        Write the rows into this file.
+    """
+    _check(threads, seconds, repeats, json_)
+    from neurocoder.runs.bench.replay import demo_agent, works
+
+    with works() as found:
+        return _report("steps/s", found, threads, seconds, repeats, json_, {"env": demo_agent().env})
 
 
 def _check(threads: int, seconds: float, repeats: int, json_: Path | None) -> None:
