@@ -1,12 +1,14 @@
 """What `bench tasks`, `ntm` and `replay` measure does what it says, and what they print are medians and their ratios."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from neurocoder.runs.bench import ntm, replay, rounds, tasks
 from neurocoder.runs.cli import main
+from neurocoder.runs.replay.recorder import EpisodeWriter
 
 
 def test_rows_are_medians_and_ratios_of_them():
@@ -54,13 +56,18 @@ def test_the_machine_learns_the_same_either_way():
     assert (ends[0] - ends[1]).abs().median() < 1e-7
 
 
-def test_what_is_recorded_is_the_game_that_is_played(tmp_path):
-    works = replay.works(tmp_path)
-    assert works["recorded"].work() == works["played"].work() == replay.STEPS
-    (part,) = tmp_path.iterdir()
-    assert len(list((part / "frames").iterdir())) == 0  # a strip holds 64
-    works["recorded"].work()
-    assert len(list((part / "frames").iterdir())) == 1
+def test_what_is_recorded_is_the_game_that_is_played(monkeypatch):
+    folders: list[Path] = []
+    monkeypatch.setattr(
+        replay, "EpisodeWriter", lambda folder: folders.append(folder) or EpisodeWriter(folder)
+    )
+    with replay.works() as works:
+        assert works["recorded"].work() == works["played"].work() == replay.STEPS
+        (part,) = folders[0].parent.iterdir()
+        assert not list((part / "frames").iterdir())  # a strip holds 64
+        works["recorded"].work()
+        assert len(list((part / "frames").iterdir())) == 1
+    assert not folders[0].parent.exists()
 
 
 @pytest.mark.parametrize(
