@@ -117,7 +117,7 @@ def bits(trained: Trained, test: Test, *, coded: bool) -> float:
     found = evaluate_predictions(trained.policy, envs, TESTED // TEST_BATCH, TEST_SEED)
     if coded:
         return found.loss * found.scored / TESTED / math.log(2)
-    return -statistics.mean(found.returns)
+    return 0.0 - statistics.mean(found.returns)
 
 
 def best_bits(trained: Trained, optimum: Callable[[np.ndarray], np.ndarray]) -> float:
