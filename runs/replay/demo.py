@@ -8,8 +8,8 @@ from neurocoder.errors import ConfigError
 from neurocoder.runs.replay.agents import open_run
 from neurocoder.runs.replay.recorder import Recording, record_episode
 
-SEED = 0
-"""Of the game that is shown."""
+SEED = 1
+"""Of the game that is shown: 23 points, near the mean of 26.8."""
 
 
 def record_demo(logs: Path) -> Path:
