@@ -655,7 +655,7 @@ def test_a_policy_acts_with_it_and_learns_from_its_tape():
 def test_options_of_cores_are_known():
     options = core_options("ntm")
     assert options["rows"] == 128 and options["width"] == 20 and options["head"] == "linear"
-    assert core_options("lstm") == core_options("none") == {}
+    assert core_options("lstm") == core_options("gru") == {"layers": 1} and core_options("none") == {}
 
 
 @pytest.mark.parametrize(

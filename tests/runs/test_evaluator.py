@@ -217,7 +217,7 @@ def test_a_killed_evaluator_is_reported_and_replaced(logs: Path) -> None:
         os.kill(idle, signal.SIGKILL)
         wait_until(lambda: ended(idle))
         evaluator.submit(paths[2])
-        assert evaluator.poll() == ([], ["the evaluator died (exit code -9)"])
+        assert news(evaluator) == ([], ["the evaluator died (exit code -9)"])
         assert evaluator.poll() == ([], [])  # said once
         assert evaluator.pending == {300} and not ended(process_of(evaluator))
 

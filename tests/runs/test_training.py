@@ -82,12 +82,17 @@ def test_a_fresh_network_is_calibrated_on_random_play_where_observations_are_ima
 
 def env_of(recipe):
     """Return an environment that a recipe is for."""
+    own = {
+        "continual": "neurocoder/SplitDigits-v0",
+        "continual-atari": "neurocoder/ContinualAtari-v0",
+        "ntm-sort-small": "neurocoder/PrioritySort-v0",
+    }
+    if recipe in own:
+        return own[recipe]
     if "preset" in read_recipe(recipe):
         return "ALE/Pong-v5"
     if recipe == "images-lenet":
         return "neurocoder/CIFAR10-v0"
-    if recipe == "continual":
-        return "neurocoder/SplitDigits-v0"
     tasks = {name: f"neurocoder/{task}-v0" for task, name in TASK_RECIPES.items()}
     return tasks.get(recipe, "neurocoder/Digits-v0" if recipe in ("images", "bandit") else "CartPole-v1")
 
@@ -112,6 +117,14 @@ def test_every_recipe_trains(tmp_path, recipe):
         }
     if recipe == "continual":
         small = {"log_every": 1, "continual.batch_size": 64, "continual.passes": 1}
+    if recipe == "continual-atari":
+        short = {
+            "calibration_steps": 64,
+            "evaluation.episodes": 1,
+            "protocol.max_frames": 80,
+            "a3c.minibatches": 2,
+        }
+        small |= {**short, "steps": 96, "env_options.games": ["Pong", "Boxing"]}
     config, policy = prepare(resolve(env, recipe, small, "test"))
     assert config.policy.encoder != "auto"
     with Run.create(tmp_path, config) as run:

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import uvicorn
+from recorded import make_run, record
 
 from neurocoder.runs.cli import main
 from neurocoder.runs.replay import programs
+from neurocoder.runs.replay.emulation import emulate
 from neurocoder.runs.replay.episode import EpisodeInfo, RecordedEpisode, Source, read_info, write_info
 from neurocoder.runs.replay.recorder import EpisodeWriter
 from neurocoder.runs.viewer.server import create_app
@@ -186,6 +188,18 @@ def test_pictures_are_the_recorded_ones_byte_for_byte(page, url: str) -> None:
         seek(page, step)
         np.testing.assert_array_equal(shown(page), picture(step))
         assert page.get_attribute("html", "data-t") == str(step)
+
+
+def test_a_real_games_pictures_are_the_emulators_byte_for_byte(page, tmp_path: Path) -> None:
+    episode = RecordedEpisode.open(record(make_run(tmp_path / "logs"), seed=3))
+    emulated = [moment.picture for moment in emulate(episode.info, episode.trace["action"])]
+    last = episode.info.length
+    with Server(episode.folder) as url:
+        go(page, f"{url}?ep={episode.folder.name}")
+        for step in (0, 1, 63, 64, 65, last // 2, last - 1, last):
+            seek(page, step)
+            np.testing.assert_array_equal(shown(page), emulated[step])
+        page.goto("about:blank")
 
 
 def test_random_scrubbing_ends_on_the_right_picture(page, url: str) -> None:
