@@ -6,7 +6,7 @@ from neurocoder.policies.distributions import to_env_action
 from neurocoder.policies.encoders import ENCODERS
 from neurocoder.policies.heads import HEADS, NeurocoderLinear, ProgramTrace, head_options, make_head
 from neurocoder.policies.parameter_counts import count_parameters
-from neurocoder.policies.policy import Policy, PolicyConfig, PolicyOutput, PolicyTrace
+from neurocoder.policies.policy import Policy, PolicyConfig, PolicyOutput, PolicyTrace, spelled_out
 
 __all__ = [
     "CORES",
@@ -23,5 +23,6 @@ __all__ = [
     "count_parameters",
     "head_options",
     "make_head",
+    "spelled_out",
     "to_env_action",
 ]

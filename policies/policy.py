@@ -1,5 +1,6 @@
 """The composed policy: encoder → core → actor and critic heads, with explicit state."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ class PolicyConfig:
     encoder: str = "auto"
     """One of `neurocoder list encoders`, or auto: a3c for images, mlp for everything else."""
     core: str = "lstm"
-    """none, lstm or gru."""
+    """none, lstm, gru or ntm."""
     core_size: int = 256
     """Units of the core."""
     head: str = "neurocoder"
@@ -70,6 +71,31 @@ class PolicyConfig:
         """Return the same, but that no weights file is read: what it held is about to be overwritten."""
         kept = {name: value for name, value in self.encoder_config.items() if name != "weights"}
         return replace(self, encoder_config=kept)
+
+
+def spelled_out(config: PolicyConfig) -> PolicyConfig:
+    """Return the same policy with every option written down: what is kept must not change with a version's defaults.
+
+    Left out are options that are None, and the scale of a head's first weights, which is the actor's or the critic's.
+    """
+    head = options_for(config.head, config.head_config) if config.critic else config.head_config
+    return replace(
+        config,
+        head_config=_all_options(head_options(config.head), head, "output_scale"),
+        encoder_config=_all_options(encoder_options(config.encoder), config.encoder_config),
+        core_config=_all_options(core_options(config.core), config.core_config),
+    )
+
+
+def _all_options(defaults: Mapping[str, Any], given: Mapping[str, Any], *unset: str) -> dict[str, Any]:
+    """Return `given` over `defaults`, and the same of heads inside: the options `head` of ``head_config`` and its kind."""
+    known = {name: value for name, value in defaults.items() if value is not None and name not in unset}
+    found = {**known, **given}
+    for name in ("head", "layers_head"):
+        if name in found:
+            inner = given.get(f"{name}_config") or {}
+            found[f"{name}_config"] = _all_options(head_options(found[name]), inner)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 class PolicyOutput(NamedTuple):

@@ -4,15 +4,14 @@ import threading
 
 from neurocoder.agents.continual import ContinualLearner
 from neurocoder.agents.continual_metrics import summary
-from neurocoder.agents.rollout import Episode
-from neurocoder.agents.worker import DIAGNOSED, Record
 from neurocoder.envs import make_tasks
 from neurocoder.policies import Policy
-from neurocoder.runs.checkpoint import Checkpoint, write_evaluation
+from neurocoder.runs.checkpoint import Checkpoint
 from neurocoder.runs.config import TrainConfig
+from neurocoder.runs.learner_session import LearnerSession
 from neurocoder.runs.run import Run
-from neurocoder.runs.scoring import Score, append_score, write_matrix
-from neurocoder.runs.session import Outcome, Session
+from neurocoder.runs.scoring import Score, write_matrix
+from neurocoder.runs.session import Outcome
 
 
 def make_learner(config: TrainConfig, policy: Policy, trust: bool) -> ContinualLearner:
@@ -25,8 +24,10 @@ def make_learner(config: TrainConfig, policy: Policy, trust: bool) -> ContinualL
     )
 
 
-class ContinualSession(Session):
+class ContinualSession(LearnerSession):
     """A run whose policy learns one task after the other; its folder has ``matrix.csv``."""
+
+    learner: ContinualLearner
 
     def __init__(
         self, config: TrainConfig, policy: Policy, run: Run, checkpoint: Checkpoint | None, trust: bool
@@ -34,36 +35,20 @@ class ContinualSession(Session):
         self.learner = make_learner(config, policy.to(config.device), trust)
         super().__init__(config, policy, run, checkpoint)
 
-    def restore(self, checkpoint: Checkpoint | None) -> None:
-        if checkpoint is not None:
-            assert checkpoint.optimizer is not None
-            self.learner.load(checkpoint.optimizer, checkpoint.state["learner"])
-
     def run_until(self, stop: threading.Event) -> Outcome:
         learner = self.learner
         saved = self.save() if self.saved is None else True
         while not learner.done and not stop.is_set():
             task = learner.task
-            update = learner.update()
-            metrics = {"loss": update.loss, "auxiliary_loss": update.auxiliary, "task": float(task)}
-            if self.rows.updates % (16 * DIAGNOSED) == 0:
-                metrics |= learner.diagnostics()
-            episodes = [Episode(value, update.length) for value in update.returns]
-            if (row := self.rows.add(Record(0, learner.steps, metrics, episodes))) is not None:
-                self.trackers.add(row)
+            self.show(learner.update(), task=float(task))
             if learner.task != task:
                 saved = self.save()
-                self._show()
+                self._tell()
         if stop.is_set() and not learner.done:
             saved = self.save()
         return self.outcome(saved, stop.is_set())
 
-    def save(self) -> bool:
-        """Write a checkpoint; return whether that worked."""
-        tensors, data = self.learner.state()
-        return self.write(self.learner.steps, tensors, {"learner": data})
-
-    def _show(self) -> None:
+    def _tell(self) -> None:
         """Show and keep how well every task is known after the one just learned."""
         learner = self.learner
         matrix, n_tasks = learner.matrix, learner.envs.task.n_tasks
@@ -91,11 +76,8 @@ class ContinualSession(Session):
             truncated=0,
             data=data,
         )
-        self.trackers.add_score(score, f"{words}; data: {data}")
         try:
             write_matrix(self.run.path, learner.rows, "accuracy")
-            append_score(self.run.path, score)
-            if self.saved is not None:
-                write_evaluation(self.saved, score)
         except OSError as error:
-            self.trackers.note(f"the scores after task {learner.task} cannot be written: {error}")
+            self.trackers.note(f"the accuracies after task {learner.task} cannot be written: {error}")
+        self.keep(score, f"{words}; data: {data}")

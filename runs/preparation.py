@@ -19,7 +19,7 @@ from neurocoder.envs import (
     random_observations,
 )
 from neurocoder.errors import ConfigError
-from neurocoder.policies import Policy, calibrate
+from neurocoder.policies import Policy, calibrate, spelled_out
 from neurocoder.runs.checkpoint import Checkpoint, load_parameters
 from neurocoder.runs.config import TrainConfig
 from neurocoder.runs.continual_session import make_learner
@@ -85,7 +85,7 @@ def make_policy(config: TrainConfig, envs: EpisodeRecorder) -> Policy:
 def prepare(
     config: TrainConfig, checkpoint: Checkpoint | None = None, *, trust: bool = True
 ) -> tuple[TrainConfig, Policy]:
-    """Return the configuration with nothing left on ``auto``, and a fresh policy, or the checkpoint's.
+    """Return the configuration with nothing left on ``auto`` or unsaid, and a fresh policy, or the checkpoint's.
 
     Everything that can be wrong with a configuration shows here, before anything is written.
     """
@@ -114,7 +114,7 @@ def prepare(
     elif config.calibration_steps and len(policy.observation_space.shape) == IMAGE_DIMENSIONS:
         seen = random_observations(make_envs, config.calibration_steps, config.seed)
         calibrate(policy, torch.from_numpy(seen))
-    config = replace(config, policy=replace(wanted, encoder=policy.config.encoder))
+    config = replace(config, policy=spelled_out(replace(wanted, encoder=policy.config.encoder)))
     if config.agent == "continual":
         config = replace(config, steps=make_learner(config, policy, trust).total_steps)
     return config, policy

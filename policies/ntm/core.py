@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from neurocoder.errors import ConfigError, lookup
@@ -28,18 +27,16 @@ from neurocoder.policies.cores import Core, Kept, State
 from neurocoder.policies.heads import make_head
 from neurocoder.policies.heads.base import Head
 from neurocoder.policies.heads.linear import LinearHead
-from neurocoder.policies.ntm import addressing, by_hand
+from neurocoder.policies.ntm import addressing
 from neurocoder.policies.ntm.addressing import HeadParameters, HeadSizes, head_parameters
 from neurocoder.policies.ntm.by_hand import Access, AccessFunction
 from neurocoder.policies.ntm.controllers import CONTROLLERS, Controller
+from neurocoder.policies.ntm.sequence import Inner, Sequence, Weights, advance, any_start, backward, started
 
 CONSTANT = 1e-6
 """In every cell of a memory initialised with "constant"; "learned" starts there."""
 
 MEMORY_INITS = ("constant", "learned", "random")
-
-Inner = tuple[Tensor, ...]
-"""A state as sequences are computed: memory [B, M, N], weightings, output [h; r] [B, C + R·M], and an LSTM's cell."""
 
 
 class NTMTrace(NamedTuple):
@@ -151,7 +148,7 @@ class NTMCore(Core):
         return self._outer(tuple(part.repeat(batch_size, *[1] * (part.ndim - 1)) for part in start))
 
     def reset(self, state: State, episode_start: Tensor) -> State:
-        return self._outer(_started(self._inner(state), self._start(state[0].shape[1]), episode_start))
+        return self._outer(started(self._inner(state), self._start(state[0].shape[1]), episode_start))
 
     def _start(self, rows: int) -> Inner:
         """Return the state at the start of an episode, one row."""
@@ -200,7 +197,9 @@ class NTMCore(Core):
         if not isinstance(self.head, LinearHead):
             return self._unroll(features, state, episode_start, self._access_by_hand)
         inner, start = self._inner(state), self._start(state[0].shape[1])
-        output, *last = _Sequence.apply(self, features, episode_start, *self._weights(), *start, *inner)
+        output, *last = Sequence.apply(
+            self.controller, self.sizes, features, episode_start, *self._weights(), *start, *inner
+        )
         return output, self._outer(tuple(last))
 
     def forward_with_trace(
@@ -242,9 +241,9 @@ class NTMCore(Core):
         inner, start = self._inner(state), self._start(state[0].shape[1])
         projected = self.controller.input(features)
         for preactivation, start_B, anew in zip(
-            projected.unbind(), episode_start.unbind(), _any_start(episode_start), strict=True
+            projected.unbind(), episode_start.unbind(), any_start(episode_start), strict=True
         ):
-            memory, weighting, output, *cell = _started(inner, start, start_B) if anew else inner
+            memory, weighting, output, *cell = started(inner, start, start_B) if anew else inner
             fed_back = self.controller.feedback(self.controller.fed_back(output))
             hidden, after, _ = self.controller.advance(preactivation + fed_back, tuple(cell))
             raw = self.head(hidden)
@@ -269,10 +268,10 @@ class NTMCore(Core):
         if not isinstance(self.head, LinearHead):
             return super().record(features, state, episode_start)
         weights, inner = self._weights(), self._inner(state)
-        if _any_start(episode_start[None])[0]:
-            inner = _started(inner, self._start(state[0].shape[1]), episode_start)
+        if any_start(episode_start[None])[0]:
+            inner = started(inner, self._start(state[0].shape[1]), episode_start)
         projected = F.linear(features, weights.input, weights.bias)
-        inner, kept = _advance(self, weights, projected, inner)
+        inner, kept = advance(self.controller, self.sizes, weights, projected, inner)
         return inner[2], self._outer(inner), (features, episode_start, *kept)
 
     def backward_from(self, kept: Kept, grad_output: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -286,8 +285,16 @@ class NTMCore(Core):
         nothing = tuple(
             torch.zeros_like(part).expand(grad_output.shape[1], -1, *part.shape[2:]) for part in start
         )
-        gradients = _backward(
-            self, weights, features, episode_start, tuple(rest), grad_output, nothing, learned
+        gradients = backward(
+            self.controller,
+            self.sizes,
+            weights,
+            features,
+            episode_start,
+            tuple(rest),
+            grad_output,
+            nothing,
+            learned,
         )
         known = dict(zip(map(id, weights), gradients.weights, strict=True))
         starts = [p for p in self.parameters() if id(p) not in known]
@@ -298,7 +305,7 @@ class NTMCore(Core):
         )
         return gradients.features, tuple(known[id(parameter)] for parameter in self.parameters())
 
-    def _weights(self) -> "Weights":
+    def _weights(self) -> Weights:
         assert isinstance(self.head, LinearHead)
         controller, layer = self.controller, self.head.layer
         return Weights(
@@ -346,169 +353,3 @@ def _require_integer(name: str, value: Any, least: int) -> None:
 def _random_memory(rows: int, width: int) -> np.ndarray:
     """Return [rows, width]; a larger memory begins with the rows of a smaller one."""
     return 0.5 * np.random.default_rng(0).standard_normal((rows, width))
-
-
-def _any_start(episode_start_TB: Tensor) -> list[bool]:
-    """Return for each step whether any episode starts there; compilers, which cannot ask, hear always."""
-    if torch.compiler.is_compiling():
-        return [True] * len(episode_start_TB)
-    return episode_start_TB.any(1).tolist()
-
-
-def _started(inner: Inner, start: Inner, episode_start_B: Tensor) -> Inner:
-    """Return `inner` with `start` in the rows whose episode starts."""
-    return tuple(
-        torch.where(episode_start_B.view(-1, *[1] * (part.ndim - 1)), new, part)
-        for part, new in zip(inner, start, strict=True)
-    )
-
-
-# --------------------------------------------------------------------------------- sequences, by hand
-
-
-class Weights(NamedTuple):
-    """The parameters that every step uses."""
-
-    input: Tensor
-    bias: Tensor
-    feedback: Tensor
-    head: Tensor
-    head_bias: Tensor
-
-
-class Gradients(NamedTuple):
-    """Of everything that a sequence is a function of; `start` is None where nothing is learned."""
-
-    features: Tensor
-    weights: Weights
-    start: list[Tensor | None]
-    state: Inner
-
-
-def _advance(core: NTMCore, weights: Weights, projected_BG: Tensor, inner: Inner) -> tuple[Inner, Kept]:
-    """Return the next state and what :func:`_backward` needs; `projected` is the input's share."""
-    memory, weighting, output, *cell = inner
-    fed_back = core.controller.fed_back(output)
-    preactivation = torch.addmm(projected_BG, fed_back, weights.feedback.t())
-    hidden, next_cell, controlled = core.controller.advance(preactivation, tuple(cell))
-    raw = torch.addmm(weights.head_bias, hidden, weights.head.t())
-    (reads, memory, weighting), kept = by_hand.access(raw, memory, weighting, core.sizes)
-    output = torch.cat((hidden, reads.flatten(1)), -1)
-    after = (memory, weighting, output, *next_cell)
-    return after, (fed_back, hidden, *controlled, *kept)
-
-
-def _backward(
-    core: NTMCore,
-    weights: Weights,
-    features_TBF: Tensor,
-    episode_start_TB: Tensor,
-    kept: tuple[Any, ...],
-    grad_output_TBO: Tensor,
-    grad_last: Inner,
-    learned: list[int],
-) -> Gradients:
-    """Carry the gradients of outputs and last state through time; `learned` are the parts of the start that
-    need theirs.
-    """
-    controller, sizes, size = core.controller, core.sizes, core.size
-    fed_back_TBD, hidden_TBC, *rest = kept
-    slopes = controller.slopes(tuple(rest[: controller.n_kept]))
-    prepared = by_hand.prepare(by_hand.Kept(*rest[controller.n_kept :]), sizes)
-    per_step = list(
-        zip(
-            zip(*(_steps_of(part) for part in slopes), strict=True),
-            zip(*(_steps_of(part) for part in prepared), strict=True),
-            grad_output_TBO.unbind(),
-            episode_start_TB.unbind(),
-            _any_start(episode_start_TB),
-            strict=True,
-        )
-    )
-    grad_start: list[Tensor | None] = [None] * len(grad_last)
-    grad_raw, grad_preactivation = [], []
-    grads = grad_last
-    for slope, step, grad_output, start_B, anew in reversed(per_step):
-        grad_memory, grad_weighting, carried, *grad_cell = grads
-        grad_hidden, grad_reads = (grad_output + carried).split((size, carried.shape[1] - size), 1)
-        grad_reads = grad_reads.unflatten(1, (-1, sizes.width))
-        raw, grad_memory, grad_weighting = by_hand.retreat(
-            step, Access(grad_reads, grad_memory, grad_weighting), sizes
-        )
-        grad_hidden = torch.addmm(grad_hidden, raw, weights.head)
-        preactivation, before = controller.retreat(slope, grad_hidden, tuple(grad_cell))
-        carried = controller.from_fed_back(preactivation @ weights.feedback)
-        grads = (grad_memory, grad_weighting, carried, *before)
-        if anew:
-            for k in learned:
-                of_start = grads[k][start_B].sum(0, keepdim=True)
-                known = grad_start[k]
-                grad_start[k] = of_start if known is None else known + of_start
-            grads = tuple(g.masked_fill(start_B.view(-1, *[1] * (g.ndim - 1)), 0) for g in grads)
-        grad_raw.append(raw)
-        grad_preactivation.append(preactivation)
-    grad_raw_NZ = torch.stack(grad_raw[::-1]).flatten(0, 1)
-    grad_NG = torch.stack(grad_preactivation[::-1]).flatten(0, 1)
-    for k in learned:
-        if grad_start[k] is None:
-            grad_start[k] = torch.zeros_like(grads[k][:1])
-    return Gradients(
-        (grad_NG @ weights.input).view_as(features_TBF),
-        Weights(
-            grad_NG.t() @ features_TBF.flatten(0, 1),
-            grad_NG.sum(0),
-            grad_NG.t() @ fed_back_TBD.flatten(0, 1),
-            grad_raw_NZ.t() @ hidden_TBC.flatten(0, 1),
-            grad_raw_NZ.sum(0),
-        ),
-        grad_start,
-        grads,
-    )
-
-
-def _steps_of(part: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return part if isinstance(part, tuple) else part.unbind()
-
-
-class _Sequence(torch.autograd.Function):
-    """A machine with linear heads over [T, B, F]: what ``record`` does, for all steps."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, core: NTMCore, features_TBF: Tensor, episode_start_TB: Tensor, *rest: Tensor
-    ) -> tuple[Tensor, ...]:
-        weights, rest = Weights(*rest[:5]), rest[5:]
-        start, inner = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        projected = F.linear(features_TBF, weights.input, weights.bias)
-        outputs, steps = [], []
-        for projected_BG, start_B, anew in zip(
-            projected.unbind(), episode_start_TB.unbind(), _any_start(episode_start_TB), strict=True
-        ):
-            if anew:
-                inner = _started(inner, start, start_B)
-            inner, kept = _advance(core, weights, projected_BG, inner)
-            outputs.append(inner[2])
-            steps.append(kept)
-        columns: list[Any] = list(zip(*steps, strict=True))
-        # The memories are large and wanted one by one: not copied into one tensor.
-        at = 2 + core.controller.n_kept + by_hand.Kept._fields.index("memory")
-        memories = columns.pop(at)
-        ctx.core, ctx.at, ctx.n_state = core, at, len(inner)
-        stacked = [torch.stack(column) for column in columns]
-        ctx.save_for_backward(*weights, features_TBF, episode_start_TB, *stacked, *memories)
-        ctx.n_stacked = len(stacked)
-        # The last state is the next call's, or nobody's: its output is a copy of the last step's.
-        return torch.stack(outputs), *inner
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor, *grad_state: Tensor) -> tuple[Tensor | None, ...]:
-        weights, (features, episode_start) = Weights(*ctx.saved_tensors[:5]), ctx.saved_tensors[5:7]
-        kept: list[Any] = list(ctx.saved_tensors[7 : 7 + ctx.n_stacked])
-        kept.insert(ctx.at, tuple(ctx.saved_tensors[7 + ctx.n_stacked :]))
-        needed = ctx.needs_input_grad[8 : 8 + ctx.n_state]
-        learned = [k for k, wanted in enumerate(needed) if wanted]
-        gradients = _backward(
-            ctx.core, weights, features, episode_start, tuple(kept), grad_output, grad_state, learned
-        )
-        return None, gradients.features, None, *gradients.weights, *gradients.start, *gradients.state

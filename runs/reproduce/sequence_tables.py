@@ -289,7 +289,7 @@ REPEAT_COPY = Table(
     "Repeat copy",
     "neurocoder/RepeatCopy-v0",
     "ntm-repeat-copy",
-    updates=20_000,
+    updates=12_000,
     mean_steps=37.75,
     tests=(
         Test(
@@ -308,7 +308,7 @@ RECALL = Table(
     "Associative recall",
     "neurocoder/AssociativeRecall-v0",
     "ntm-recall",
-    updates=20_000,
+    updates=8_000,
     mean_steps=24,
     tests=(
         Test("6 items", _length(items=6), 0.1),
@@ -330,7 +330,7 @@ NGRAMS = Table(
     "Dynamic 6-grams",
     "neurocoder/DynamicNGrams-v0",
     "ntm-ngrams",
-    updates=4_000,
+    updates=2_500,
     mean_steps=200,
     tests=(Test("200 bits"),),
     networks={LSTM: _ntm(), FEEDFORWARD: _ntm("feedforward"), BASELINE: _baseline(128)},

@@ -7,12 +7,14 @@ import torch
 
 from neurocoder.envs import get_protocol, make_vec
 from neurocoder.errors import ConfigError
-from neurocoder.policies import CORES, HEADS, Policy, PolicyConfig
+from neurocoder.policies import CORES, ENCODERS, HEADS, Policy, PolicyConfig, spelled_out
 
 FRAMES = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
 SMALL_FRAMES = gym.spaces.Box(-np.inf, np.inf, (1, 80, 80), np.float32)
 VECTOR = gym.spaces.Box(-np.inf, np.inf, (6,), np.float32)
 SIX = gym.spaces.Discrete(6)
+LARGE = ("lenet", "densenet100", "resnet18", "efficientnet_lite0")
+"""Encoders of colour images."""
 
 
 def test_the_network_that_fits_the_papers_table_6_has_its_size():
@@ -214,3 +216,36 @@ def test_observations_that_do_not_fit_are_refused(space, config, message):
 def test_names_and_values_are_checked_when_the_config_is_made(options, message):
     with pytest.raises(ConfigError, match=message):
         PolicyConfig(**options)
+
+
+CONFIGS = [
+    *(PolicyConfig(encoder="mlp", head=head) for head in HEADS),
+    *(PolicyConfig(encoder="mlp", core=core, head="linear", critic=False) for core in CORES),
+    *(
+        PolicyConfig(encoder=encoder, core="none", head="linear")
+        for encoder in ENCODERS
+        if encoder not in LARGE
+    ),
+    PolicyConfig(
+        encoder="mlp", encoder_config={"layers_head": "neurocoder", "layers_head_config": {"slots": 7}}
+    ),
+    PolicyConfig(encoder="mlp", core="ntm", core_config={"head": "nsm", "rows": 9}),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_config_that_is_spelled_out_is_the_same_policy_and_depends_on_no_defaults(config, monkeypatch):
+    space = VECTOR if config.encoder in ("mlp", "projection") else FRAMES
+    torch.manual_seed(0)
+    policy = Policy(space, SIX, config)
+    whole = spelled_out(config)
+    torch.manual_seed(0)
+    again = Policy(space, SIX, whole)
+    assert repr(again) == repr(policy) and spelled_out(whole) == whole
+    for (name, ours), (other, theirs) in zip(
+        policy.state_dict().items(), again.state_dict().items(), strict=True
+    ):
+        assert name == other and torch.equal(ours, theirs)
+    monkeypatch.setattr("neurocoder.policies.heads.factory.SHARPNESS", 2.0)
+    monkeypatch.setattr("neurocoder.policies.heads.factory.COMPONENTS", 3)
+    assert repr(Policy(space, SIX, whole)) == repr(policy)

@@ -160,6 +160,7 @@ def test_a_run_folder_holds_what_a_score_means(tmp_path):
     assert run.path.parent.name == "ALE-Pong-v5"
     assert re.fullmatch(r"\d{8}-\d{6}-seed0", run.path.name)
     config = run.config()
+    assert config.policy.head_config["sharpness"] == 5  # defaults too: a later version may have others
     assert config.precision in ("fp32", "bf16") and config.protocol.name == "machado2018"
     assert config.protocol.hash in (run.path / "protocol.json").read_text("utf-8")
     state = load_checkpoint(find_checkpoint(run.checkpoints)).state
