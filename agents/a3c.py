@@ -13,7 +13,8 @@ What differs from the paper:
 
 Three relatives share this file's equations: ``sync`` lets all workers share one update (A2C), ``vtrace``
 corrects for the lag between acting and learning, and ``clip_range`` with ``epochs`` and ``minibatches`` learns
-several times from each rollout, game by game, under PPO's objective; advantages are computed anew each time.
+several times from each rollout, under PPO's objective: from steps in any order, whose advantages are computed once,
+where the policy has no memory; game by game, advantages anew each time, where it has one.
 
 Read on: config, the equations as pure functions, the loss.
 
@@ -23,7 +24,7 @@ Shape suffixes: T time (n_steps), B batch (games of one worker).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ class A3CConfig:
     epochs: int = 1
     """How often each rollout is learned from; more than once needs clip_range or vtrace."""
     minibatches: int = 1
-    """Parts that a rollout's games are split into anew in each epoch, with one update each."""
+    """Parts that a rollout is split into anew in each epoch, with one update each: its steps, or with a core its games."""
     clip_range: float = 0.0
     """ε of PPO's clipped objective; 0: the policy gradient of A3C."""
 
@@ -90,10 +91,10 @@ class A3CConfig:
             f"a divisor of envs_per_worker={self.envs_per_worker}",
         )
         require(
-            self.envs_per_worker // self.env_groups % self.minibatches == 0,
+            self.games_per_rollout * self.n_steps % self.minibatches == 0,
             "a3c.minibatches",
             self.minibatches,
-            f"a divisor of the {self.envs_per_worker // self.env_groups} games of a rollout",
+            f"a divisor of the {self.games_per_rollout * self.n_steps} steps of a rollout",
         )
         corrected = self.vtrace or self.clip_range > 0
         for name in ("epochs", "minibatches"):  # all but the first update are of a policy that did not act
@@ -118,6 +119,11 @@ class A3CConfig:
             require(0 <= getattr(self, name) <= 1, f"a3c.{name}", getattr(self, name), "in [0, 1]")
         for name, known in (("optimizer", ("adam", "rmsprop")), ("lr_schedule", ("constant", "linear"))):
             require(getattr(self, name) in known, f"a3c.{name}", getattr(self, name), f"one of {known}")
+
+    @property
+    def games_per_rollout(self) -> int:
+        """Games that are played, and learned from, as one batch."""
+        return self.envs_per_worker // self.env_groups
 
     @property
     def updates_per_rollout(self) -> int:
@@ -204,6 +210,52 @@ def learning_rate(config: A3CConfig, agent_steps: int, total_steps: int) -> floa
 # -------------------------------------------------------------------------------------------- loss
 
 
+def advantage_and_target(
+    rollout: Rollout, value_TB: Tensor, log_ratio_TB: Tensor, config: A3CConfig
+) -> tuple[Tensor, Tensor]:
+    """Return advantages, normalised if `config` says so, and what V should have been, [T, B] each.
+
+    ============ ===== ==================================================
+    value_TB     T, B  V of the rollout's observations
+    log_ratio_TB T, B  log π(aₜ|sₜ) − log μ(aₜ|sₜ); only V-trace needs it
+    ============ ===== ==================================================
+    """
+    reward_TB = rollout.reward
+    if config.reward_clip:
+        reward_TB = reward_TB.clamp(-config.reward_clip, config.reward_clip)
+    course = (
+        reward_TB,
+        value_TB,
+        rollout.next_value(value_TB),
+        rollout.terminated,
+        rollout.truncated,
+        config.gamma,
+        config.gae_lambda,
+    )
+    if config.vtrace:
+        advantage_TB, target_TB = vtrace(log_ratio_TB, *course)
+    else:
+        advantage_TB = generalized_advantage(*course)
+        target_TB = advantage_TB + value_TB
+    return normalize(advantage_TB) if config.normalize_advantage else advantage_TB, target_TB
+
+
+@torch.no_grad()
+def assessed(policy: Policy, rollout: Rollout, config: A3CConfig) -> Rollout:
+    """Return `rollout` with the advantages and targets that it has under `policy` as it is now.
+
+    Single steps can then be learned from (``Rollout.steps``) in any order.
+    """
+    device = next(policy.parameters()).device
+    output, _, _ = policy.evaluate(
+        rollout.observation.to(device), rollout.initial_state, rollout.episode_start.to(device)
+    )
+    log_prob_TB = policy.distribution(output.logits).log_prob(rollout.action.to(device))
+    log_ratio_TB = log_prob_TB.float().cpu() - rollout.log_prob
+    advantage_TB, target_TB = advantage_and_target(rollout, output.value.float().cpu(), log_ratio_TB, config)
+    return replace(rollout, advantage=advantage_TB, target=target_TB)
+
+
 def loss_and_metrics(
     policy: Policy, rollout: Rollout, config: A3CConfig, *, diagnostics: bool = True
 ) -> tuple[Tensor, dict[str, float]]:
@@ -225,28 +277,12 @@ def loss_and_metrics(
     distribution = policy.distribution(output.logits)
     log_prob_TB = distribution.log_prob(rollout.action.to(device))
 
-    reward_TB = rollout.reward
-    if config.reward_clip:
-        reward_TB = reward_TB.clamp(-config.reward_clip, config.reward_clip)
     known_value_TB = value_TB.detach().cpu()
     known_log_ratio_TB = log_prob_TB.detach().float().cpu() - rollout.log_prob
-    course = (
-        reward_TB,
-        known_value_TB,
-        rollout.next_value(known_value_TB),
-        rollout.terminated,
-        rollout.truncated,
-        config.gamma,
-        config.gae_lambda,
-    )
-    if config.vtrace:
-        advantage_TB, target_TB = vtrace(known_log_ratio_TB, *course)
+    if rollout.advantage is not None and rollout.target is not None:
+        advantage_TB, target_TB = rollout.advantage, rollout.target
     else:
-        advantage_TB = generalized_advantage(*course)
-        target_TB = advantage_TB + known_value_TB
-
-    if config.normalize_advantage:
-        advantage_TB = normalize(advantage_TB)
+        advantage_TB, target_TB = advantage_and_target(rollout, known_value_TB, known_log_ratio_TB, config)
     advantage_TB = advantage_TB.to(device)
     if config.clip_range:
         log_ratio_TB = log_prob_TB - rollout.log_prob.to(device)

@@ -45,6 +45,7 @@ class Rollout:
     truncation_value        T, B     V of the last observation where truncated, else 0
     bootstrap_value         B        V of the observation after the last step
     initial_state           B, …     recurrent state before the first step
+    advantage, target       T, B     of the policy and of V, where they are known already, else None
     ======================= ======== ==================================================================
 
     ``tape`` holds what the trunk of the network computed, until the actor plays on; None if nothing was kept.
@@ -60,6 +61,8 @@ class Rollout:
     truncation_value: Tensor
     bootstrap_value: Tensor
     initial_state: State
+    advantage: Tensor | None = None
+    target: Tensor | None = None
     tape: Tape | None = None
     episodes: list[Episode] = field(default_factory=list)
     emulation_seconds: float = 0.0
@@ -76,6 +79,21 @@ class Rollout:
             **{name: getattr(self, name)[:, index] for name in PER_STEP},
             bootstrap_value=self.bootstrap_value[index],
             initial_state=tuple(part[index.to(part.device)] for part in self.initial_state),
+        )
+
+    def steps(self, index: Tensor) -> "Rollout":
+        """Return steps `index` [N], counted through all games step by step, as N games of one step.
+
+        For policies without memory, and with advantages and targets that are known: what followed is not in it.
+        """
+        assert self.advantage is not None and self.target is not None and not self.initial_state
+        return Rollout(
+            **{
+                name: getattr(self, name).flatten(0, 1)[None, index]
+                for name in (*PER_STEP, "advantage", "target")
+            },
+            bootstrap_value=torch.zeros(len(index)),
+            initial_state=(),
         )
 
     def next_value(self, value_TB: Tensor) -> Tensor:

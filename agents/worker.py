@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from neurocoder.agents.a3c import A3CConfig, learning_rate, loss_and_metrics
+from neurocoder.agents.a3c import A3CConfig, assessed, learning_rate, loss_and_metrics
 from neurocoder.agents.hogwild import Board, LocalCopy, SharedModel
 from neurocoder.agents.importance import Network, Penalty
 from neurocoder.agents.processes import exit_with_parent
@@ -253,15 +253,23 @@ class Worker:
         yield Record(index, self.board.agent_steps, metrics, episodes)
 
     def _minibatches(self, rollouts: list[Rollout]) -> Iterator[list[Rollout]]:
-        """Yield what each update is to learn from: a part of every actor's games."""
+        """Yield what each update is to learn from: a part of every actor's steps, or of its games."""
         config = self.spec.a3c
+        if config.minibatches == 1:
+            yield from [rollouts] * config.epochs
+            return
+        single_steps = not rollouts[0].initial_state
+        if single_steps:
+            with self._precision:
+                rollouts = [assessed(self._policy, rollout, config) for rollout in rollouts]
+        parts = config.games_per_rollout * (config.n_steps if single_steps else 1)
         for _ in range(config.epochs):
-            if config.minibatches == 1:
-                yield rollouts
-                continue
-            orders = [torch.randperm(rollout.n_games).chunk(config.minibatches) for rollout in rollouts]
+            orders = [torch.randperm(parts).chunk(config.minibatches) for _ in rollouts]
             for chunks in zip(*orders, strict=True):
-                yield [rollout.games(chunk) for rollout, chunk in zip(rollouts, chunks, strict=True)]
+                yield [
+                    rollout.steps(chunk) if single_steps else rollout.games(chunk)
+                    for rollout, chunk in zip(rollouts, chunks, strict=True)
+                ]
 
     def _learn(self, rollouts: list[Rollout], diagnostics: bool) -> list[dict[str, float]]:
         """Accumulate the gradient of the mean loss; return the numbers of each rollout."""

@@ -130,6 +130,13 @@ class TrainConfig:
             self.policy.critic,
             "true with agent a3c",
         )
+        games = self.a3c.games_per_rollout
+        require(
+            self.agent != "a3c" or self.policy.core == "none" or games % self.a3c.minibatches == 0,
+            "a3c.minibatches",
+            self.a3c.minibatches,
+            f"a divisor of the {games} games of a rollout, which a core needs whole",
+        )
         require(self.worker_timeout > 0, "worker_timeout", self.worker_timeout, "> 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
 

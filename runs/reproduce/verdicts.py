@@ -29,7 +29,9 @@ def against(rows: Sequence[Row], ours: str, other: str, metric: Metric) -> str:
         word = "too few seeds to say"
     elif wins == len(seeds):
         word = "better"
-    elif wins == 0:
+    elif not any(gains):
+        word = "the same"
+    elif all(gain < 0 for gain in gains):
         word = "worse"
     else:
         word = "no clear difference"

@@ -7,6 +7,7 @@ import torch
 
 from neurocoder.agents.a3c import (
     A3CConfig,
+    assessed,
     clipped_surrogate_loss,
     generalized_advantage,
     learning_rate,
@@ -263,8 +264,8 @@ def test_every_head_learns_with_its_loss_and_diagnostics(head):
         (dict(epochs=0), "a3c.epochs=0 must be >= 1"),
         (dict(epochs=2), "a3c.epochs=2 must be 1 without clip_range or vtrace"),
         (dict(minibatches=2), "a3c.minibatches=2 must be 1 without clip_range or vtrace"),
-        (dict(minibatches=3), "a3c.minibatches=3 must be a divisor of the 16 games of a rollout"),
-        (dict(minibatches=16, env_groups=2), "a3c.minibatches=16 must be a divisor of the 8 games"),
+        (dict(minibatches=3), "a3c.minibatches=3 must be a divisor of the 320 steps of a rollout"),
+        (dict(minibatches=320, env_groups=2), "a3c.minibatches=320 must be a divisor of the 160 steps"),
         (dict(clip_range=0.1, vtrace=True), "a3c.clip_range=0.1 must be 0 with vtrace=True"),
     ],
 )
@@ -309,6 +310,36 @@ def test_the_parts_of_a_rollout_make_the_whole(core):
     assert parts[0].observation.shape[:2] == (6, 2) and parts[0].n_games == 2
     assert torch.equal(parts[1].reward, rollout.reward[:, [3, 1]])
     torch.testing.assert_close(gradient(*parts), gradient(rollout), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(clip_range=0.2), dict(clip_range=0.2, normalize_advantage=True), dict(vtrace=True)]
+)
+def test_the_steps_of_a_rollout_make_the_whole_in_any_order(options):
+    policy = small_policy("none", "neurocoder")
+    stream = rollouts(
+        policy, make_vec("TruncatedClock-v0", 4), 6, [1, 2, 3, 4], torch.Generator().manual_seed(0)
+    )
+    _, rollout = next(stream), next(stream)
+    config = A3CConfig(n_steps=6, envs_per_worker=4, minibatches=8, **options)
+
+    def gradient(*parts):
+        policy.zero_grad()
+        for part in parts:
+            (loss_and_metrics(policy, part, config)[0] / len(parts)).backward()
+        return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+    whole = gradient(rollout)
+    known = assessed(policy, rollout, config)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    parts = [known.steps(index) for index in order.chunk(8)]
+    assert parts[0].observation.shape[:2] == (1, 3) and parts[0].n_games == 3
+    step, game = divmod(int(order[4]), 4)
+    assert parts[1].action[0, 1] == rollout.action[step, game]
+    assert parts[1].advantage[0, 1] == known.advantage[step, game]
+    torch.testing.assert_close(gradient(*parts), whole, rtol=1e-4, atol=1e-6)
+    if options.get("normalize_advantage"):
+        assert known.advantage.mean().abs() < 1e-6 and known.advantage.std(correction=0) == pytest.approx(1)
 
 
 def test_a_clipped_loss_knows_what_the_acting_policy_thought():

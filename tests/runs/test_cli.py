@@ -109,6 +109,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "steps that are no number": ([PONG, "--steps", "many"], '--steps: unable to convert "many" into int'),
     "steps without a number": ([PONG, "--steps"], "--steps requires an argument"),
     "zero workers": ([PONG, "--workers", "0"], "a3c.workers=0 must be >= 1"),
+    "parts of games for a core": (
+        [PONG, "--core", "lstm", "--set", "a3c.minibatches=32"],
+        "a3c.minibatches=32 must be a divisor of the 16 games of a rollout, which a core needs whole",
+    ),
     "zero games": ([PONG, "--envs-per-worker", "0"], "a3c.envs_per_worker=0 must be >= 1"),
     "negative seed": ([PONG, "--seed", "-1"], "seed=-1 must be in [0, 2^63)"),
     "device that is none": ([PONG, "--device", "gpu7"], "device='gpu7' is not there"),

@@ -133,6 +133,8 @@ def rows_of(label, values):
         ([3, 4, 5], [2, 3, 4], "better"),
         ([1, 2, 3], [2, 3, 4], "worse"),
         ([3, 2, 5], [2, 3, 4], "no clear difference"),
+        ([2, 3, 5], [2, 3, 4], "no clear difference"),
+        ([2, 3, 4], [2, 3, 4], "the same"),
         ([3, 4], [2, 3], "too few seeds to say"),
     ],
 )
