@@ -5,6 +5,7 @@ by the dataclasses themselves (ranges). An unknown key is an error that offers t
 """
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -312,6 +313,8 @@ def resolve(
     for name, value in {**overrides, "env": env}.items():
         put(values, name, value)
     _fill_in_strength(values)
+    if "a3c.minibatches" not in overrides:
+        _fit_minibatches(values)
     protocol = values.pop("preset", None)
     if atari:
         base = get_protocol("machado2018" if protocol is None else str(protocol))
@@ -332,3 +335,18 @@ def _fill_in_strength(values: dict[str, Any]) -> None:
     if isinstance(continual, dict) and "method" in continual and "strength" not in continual:
         scenario = options.get("scenario", "domain") if isinstance(options, Mapping) else "domain"
         continual["strength"] = preset(str(scenario), str(continual["method"]))
+
+
+def _fit_minibatches(values: dict[str, Any]) -> None:
+    """Let a recipe's number of minibatches divide what there is by now to be split: steps, or with a core games."""
+    given, policy = values.get("a3c", {}), values.get("policy", {})
+    if not isinstance(given, dict) or not isinstance(policy, dict) or "minibatches" not in given:
+        return
+    usual = A3CConfig()
+    sizes = [given.get(name, getattr(usual, name)) for name in ("envs_per_worker", "env_groups", "n_steps")]
+    minibatches = given["minibatches"]
+    if not all(type(size) is int and size >= 1 for size in (*sizes, minibatches)):
+        return  # refused where types and ranges are
+    games, n_steps = sizes[0] // sizes[1], sizes[2]
+    parts = games if policy.get("core", PolicyConfig().core) != "none" else games * n_steps
+    given["minibatches"] = math.gcd(minibatches, parts)

@@ -237,7 +237,7 @@ def test_the_environment_on_the_command_line_wins_over_the_recipes(tmp_path: Pat
 
 def test_an_environment_alone_picks_the_recipe_of_its_kind() -> None:
     game = resolve(PONG, None, {}, "command line")
-    assert (game.policy.encoder, game.policy.core, game.a3c.updates_per_rollout) == ("a3c", "none", 12)
+    assert (game.policy.encoder, game.policy.core, game.a3c.updates_per_rollout) == ("a3c", "none", 96)
     classic = resolve(PONG, "a3c", {}, "test")
     assert (classic.policy.encoder, classic.policy.core, classic.policy.core_size) == ("a3c", "lstm", 256)
     assert classic.a3c.keeps_acting_pass
@@ -302,3 +302,35 @@ def test_a_game_always_has_a_protocol() -> None:
     except ConfigError:
         return  # refusing a second environment is as good
     assert (config.protocol is not None) == (config.env == PONG)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "minibatches"),
+    [
+        ({}, 32),
+        ({"policy.core": "lstm"}, 16),  # whole games
+        ({"policy.core": "gru", "a3c.envs_per_worker": 12}, 4),
+        ({"policy.core": "lstm", "a3c.env_groups": 2}, 8),
+        ({"a3c.envs_per_worker": 3, "a3c.n_steps": 20}, 4),  # of 60 steps
+        ({"a3c.minibatches": 8}, 8),
+        ({"policy.core": "lstm", "a3c.minibatches": 8}, 8),
+    ],
+)
+def test_a_recipe_s_minibatches_fit_what_is_asked_for(overrides: dict[str, Any], minibatches: int) -> None:
+    assert resolve(PONG, None, overrides, "test").a3c.minibatches == minibatches
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"policy.core": "lstm", "a3c.minibatches": 32},
+        {"a3c.minibatches": 7},
+        {"a3c.envs_per_worker": 0},
+        {"a3c.envs_per_worker": "many"},
+        {"a3c": 3},
+        {"policy": 3},
+    ],
+)
+def test_minibatches_and_sizes_that_are_wrong_are_named(overrides: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"minibatches|envs_per_worker|a3c|policy"):
+        resolve(PONG, None, overrides, "test")
