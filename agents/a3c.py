@@ -13,8 +13,8 @@ What differs from the paper:
 
 Three relatives share this file's equations: ``sync`` lets all workers share one update (A2C), ``vtrace``
 corrects for the lag between acting and learning, and ``clip_range`` with ``epochs`` and ``minibatches`` learns
-several times from each rollout, under PPO's objective: from steps in any order, whose advantages are computed once,
-where the policy has no memory; game by game, advantages anew each time, where it has one.
+several times from each rollout, under PPO's objective. Minibatches are steps in any order, with advantages computed
+once, where the policy has no memory; where it has one they are whole games, with advantages computed anew each time.
 
 Read on: config, the equations as pure functions, the loss.
 

@@ -44,6 +44,8 @@ TASK_RECIPES = {
     "PrioritySort": "ntm-sort",
 }
 """Recipes of tasks, by the name in their ids; all others are images."""
+SPLIT = {"policy.core", "a3c.envs_per_worker", "a3c.env_groups", "a3c.n_steps"}
+"""What decides how many parts a rollout can be split into."""
 PRECISIONS = ("auto", "fp32", "bf16")
 VECTORIZATIONS = tuple(ENGINES)
 
@@ -313,7 +315,7 @@ def resolve(
     for name, value in {**overrides, "env": env}.items():
         put(values, name, value)
     _fill_in_strength(values)
-    if "a3c.minibatches" not in overrides:
+    if "a3c.minibatches" not in overrides and not SPLIT.isdisjoint(overrides):
         _fit_minibatches(values)
     protocol = values.pop("preset", None)
     if atari:
@@ -338,7 +340,7 @@ def _fill_in_strength(values: dict[str, Any]) -> None:
 
 
 def _fit_minibatches(values: dict[str, Any]) -> None:
-    """Let a recipe's number of minibatches divide what there is by now to be split: steps, or with a core games."""
+    """Let a recipe's number of minibatches divide what flags have made of its rollouts: steps, or with a core games."""
     given, policy = values.get("a3c", {}), values.get("policy", {})
     if not isinstance(given, dict) or not isinstance(policy, dict) or "minibatches" not in given:
         return

@@ -320,6 +320,12 @@ def test_a_recipe_s_minibatches_fit_what_is_asked_for(overrides: dict[str, Any],
     assert resolve(PONG, None, overrides, "test").a3c.minibatches == minibatches
 
 
+def test_a_recipe_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    mine = recipe(tmp_path, 'env = "CartPole-v1"\n[a3c]\nclip_range = 0.1\nminibatches = 7')
+    with pytest.raises(ConfigError, match=r"minibatches=7 must be a divisor of the 320 steps"):
+        resolve(None, mine, {}, "test")
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
