@@ -4,12 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -263,19 +265,20 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "keys"),
+    ("changes", "keys"),
     [
-        ('core = "none"', 'core = "gru"', "missing core."),
-        ('head = "neurocoder"\n', 'head = "linear"\n', "unknown actor."),
-        ("slots = 8", "slots = 9", "other shape actor."),
+        ({"core": "gru"}, "missing core."),
+        ({"head": "linear", "head_config": {}}, "unknown actor."),
+        ({"head_config": {"slots": 9}}, "other shape actor."),
     ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_checkpoint_of_another_architecture_names_the_keys(
-    old: str, new: str, keys: str, run: Path, capsys: Capture
+    changes: dict[str, Any], keys: str, run: Path, capsys: Capture
 ) -> None:
-    change(run / "config.toml", old, new)
-    if "linear" in new:
-        change(run / "config.toml", "slots = 8\n", "")
+    config = tomllib.loads((run / "config.toml").read_text("utf-8"))
+    config["policy"].update(changes)
+    (run / "config.toml").write_text(tomli_w.dumps(config), "utf-8")
     line = resume_refused(run, capsys)
     assert "made for another network" in line and keys in line
 
