@@ -13,6 +13,7 @@ app = App(
     help="Train, score and study agents whose weights are programs in a memory.",
     version=__version__,
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # main says so
 )
 _COMMANDS = {
     "train": "Train an agent; ENV is any installed Gymnasium id, e.g. ALE/Pong-v5.",

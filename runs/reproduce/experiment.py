@@ -1,37 +1,18 @@
-"""Experiments: settings trained over seeds with the toolkit's own command, one row for each run, and a table of them.
+"""Experiments: settings trained over seeds, one row for each run, and a table of them.
 
-A finished run is a line of ``rows.jsonl`` and is never run again; one that was interrupted goes on from its last
-checkpoint (``neurocoder train --resume``).
+``reproduce.trainings`` makes the rows.
 """
 
 import csv
 import io
 import json
-import os
 import re
-import shlex
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, TypedDict
-
-import numpy as np
-import tomli_w
-
-from neurocoder.agents.continual_metrics import summary as summary_of_matrix
-from neurocoder.errors import NeurocoderError
-from neurocoder.runs.checkpoint import saved_steps
-from neurocoder.runs.config import parse_override, resolve
-from neurocoder.runs.run import find_runs
-
-PACKAGES = ("neurocoder", "torch", "numpy", "gymnasium")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,96 +101,8 @@ class Experiment:
     """Draws pictures into the experiment's folder, from the rows and the runs in it."""
     prepare: Callable[[], None] = lambda: None
     """Makes what all runs need, unless it is there."""
-
-
-def command_of(setting: Setting, seed: int, logs: Path) -> list[str]:
-    """Return the arguments of ``neurocoder`` that train `setting`."""
-    arguments = ["train", setting.env, "--recipe", setting.recipe, "--seed", str(seed), "--logs", str(logs)]
-    for name, value in setting.overrides.items():
-        arguments += ["--set", f"{name}={_toml(value)}"]
-    return arguments
-
-
-def _toml(value: Any) -> str:
-    """Return `value` as TOML on one line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + "}"
-    text = tomli_w.dumps({"value": value}).removeprefix("value = ")
-    return " ".join(text.split())
-
-
-def train(setting: Setting, seed: int, folder: Path) -> Row:
-    """Train `setting` with `seed`, or what is left of it, in one thread; return its row.
-
-    Raises
-    ------
-    NeurocoderError
-        The training failed; its last words are repeated.
-    """
-    logs = folder / "runs" / f"{slug(setting.label)}-seed{seed}"
-    found = find_runs(logs)
-    arguments = command_of(setting, seed, logs)
-    began = time.monotonic()
-    if found and saved_steps(found[0].checkpoints):
-        _neurocoder(["train", "--resume", str(found[0].path)])
-    else:
-        _neurocoder(arguments)
-    (run,) = find_runs(logs)
-    scores = [json.loads(line) for line in (run.path / "evaluations.jsonl").read_text("utf-8").splitlines()]
-    last = {score["checkpoint"]: score for score in scores}  # a resumed run may have scored one twice
-    kept = [last[step] for step in sorted(last)]
-    state = json.loads(
-        (run.checkpoints / str(saved_steps(run.checkpoints)[-1]) / "state.json").read_text("utf-8")
-    )
-    minutes = max(time.monotonic() - began, float(state["seconds"])) / 60
-    shown = ["neurocoder", *(part.replace(str(folder), "logs") for part in arguments)]
-    return Row(
-        label=setting.label,
-        seed=seed,
-        parameters=_count(run.path),
-        steps=[score["checkpoint"] for score in kept],
-        scores=[round(score["mean"], 4) for score in kept],
-        losses=[round(score["loss"], 6) for score in kept if "loss" in score],
-        measures=_measures(run.path / "matrix.csv"),
-        scored=kept[-1].get("scored", 0),
-        data=kept[-1]["data"],
-        minutes=round(minutes, 2),
-        run=str(run.path.relative_to(folder)),
-        command=shlex.join(shown),
-        versions={name: metadata.version(name) for name in PACKAGES},
-    )
-
-
-def _measures(matrix: Path) -> dict[str, float]:
-    """Return the metrics of a run that learned tasks one after the other; none of another."""
-    if not matrix.exists():
-        return {}
-    with matrix.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    n_tasks = 1 + max(int(line["task"]) for line in lines)
-    accuracies = np.array([float(line.get("accuracy") or line["score"]) for line in lines]).reshape(
-        -1, n_tasks
-    )
-    return {name: round(value, 4) for name, value in summary_of_matrix(accuracies).items()}
-
-
-def _neurocoder(arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "neurocoder.runs.cli", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise NeurocoderError(f"neurocoder {shlex.join(arguments)} failed: {done.stderr.strip()[-500:]}")
-
-
-def _count(run: Path) -> int:
-    from safetensors import safe_open
-
-    newest = saved_steps(run / "checkpoints")[-1]
-    with safe_open(run / "checkpoints" / str(newest) / "model.safetensors", "pt") as file:
-        return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118  # no mapping
+    shares_with: Sequence[str] = ()
+    """Experiments some of whose runs are this one's, too."""
 
 
 def slug(label: str) -> str:
@@ -221,42 +114,6 @@ def read_rows(folder: Path) -> list[Row]:
     """Return the finished runs of an experiment's folder."""
     file = folder / "rows.jsonl"
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
-
-
-def check(experiment: Experiment) -> None:
-    """Raise a ConfigError if a setting of `experiment` is not one that could be trained."""
-    for setting in experiment.settings:
-        overrides = dict(parse_override(text) for text in command_of(setting, 0, Path())[9::2])
-        resolve(setting.env, setting.recipe, overrides, setting.label)
-
-
-def run_missing(experiment: Experiment, folder: Path, seeds: int, jobs: int, only: str | None = None) -> None:
-    """Train what is not there yet, `jobs` runs side by side, adding each finished one to ``rows.jsonl``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    have = {(row["label"], row["seed"]) for row in read_rows(folder)}
-    missing = [
-        (setting, seed)
-        for seed in range(seeds)
-        for setting in experiment.settings
-        if (setting.label, seed) not in have and (only is None or only in setting.label)
-    ]
-    began = time.monotonic()
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(train, setting, seed, folder) for setting, seed in missing]
-        try:
-            for number, future in enumerate(as_completed(futures), 1):
-                row = future.result()
-                with (folder / "rows.jsonl").open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(row) + "\n")
-                left = (time.monotonic() - began) / number * (len(missing) - number) / 60
-                print(
-                    f"{number}/{len(missing)}  {row['label']}, seed {row['seed']}: "
-                    f"{experiment.metric.show(experiment.metric.of(row)[-1])} ({row['minutes']:.1f} min; {left:.0f} min left)",
-                    flush=True,
-                )
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 # ------------------------------------------------------------------------------------------- the table

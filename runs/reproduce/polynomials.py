@@ -216,14 +216,16 @@ FIG6 = Experiment(
     metric=LOSS,
     verdict=verdict,
     figures=figures6,
+    shares_with=("fig5",),
 )
 FIG5 = Experiment(
     "fig5",
     "Figure 5: attention over a sequence of polynomials",
-    [_setting(model, "") for model in ("neurocoder single-step", "neurocoder multi-step")],
+    [_setting(model, "") for model in FIG5_MODELS],
     quick=QUICK,
     seeds=3,
     metric=LOSS,
     verdict=verdict5,
     figures=figures5,
+    shares_with=("fig6",),
 )

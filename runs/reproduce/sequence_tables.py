@@ -338,7 +338,7 @@ NGRAMS = Table(
     coded=True,
     optimum=bayes_bits,
 )
-SORTING = {
+SORTING: dict[str, Any] = {
     "core_config__read_heads": 4,
     "core_config__write_heads": 4,
     "core_config__memory_init": "random",

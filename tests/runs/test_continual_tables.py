@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from neurocoder.runs.reproduce import continual_cifar
+from neurocoder.runs.reproduce import continual_cifar, trainings
 from neurocoder.runs.reproduce import continual_tables as ct
 from neurocoder.runs.reproduce import experiment as ex
 
@@ -52,8 +52,8 @@ def test_a_row_of_the_table_is_trained_and_shown(tmp_path):
         "small", "Small", [small], {}, 1, ex.ACCURACY,
         lambda rows, folder: ct.verdict("domain", rows, folder), lambda *_: None,
     )  # fmt: skip
-    ex.check(table)
-    ex.run_missing(table, tmp_path, seeds=1, jobs=1)
+    trainings.check(table)
+    trainings.run_missing(table, tmp_path, seeds=1, jobs=1)
     (row,) = ex.read_rows(tmp_path)
     assert row["parameters"] == 328_194 and len(row["scores"]) == 5 and row["losses"] == []
     assert row["measures"]["acc"] == pytest.approx(row["scores"][-1], abs=1e-3)

@@ -4,16 +4,22 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from neurocoder.errors import ConfigError, NeurocoderError
+from neurocoder.runs.checkpoint import saved_steps
 from neurocoder.runs.cli import main
 from neurocoder.runs.reproduce import experiment as ex
+from neurocoder.runs.reproduce import trainings
 from neurocoder.runs.reproduce.catalogue import EXPERIMENTS, experiment
 from neurocoder.runs.reproduce.polynomials import boundary_score, changes
+from neurocoder.runs.reproduce.trained import open_row
 from neurocoder.runs.reproduce.verdicts import against
 from neurocoder.runs.run import find_runs
 
@@ -46,8 +52,8 @@ def tiny(*settings):
 
 def test_a_table_is_trained_once(tmp_path, capsys):
     table = tiny(digits("linear", "linear"), digits("low rank", "lowrank", rank=2))
-    ex.check(table)
-    ex.run_missing(table, tmp_path, seeds=2, jobs=2)
+    trainings.check(table)
+    trainings.run_missing(table, tmp_path, seeds=2, jobs=2)
     rows = ex.read_rows(tmp_path)
     assert {(row["label"], row["seed"]) for row in rows} == {
         (a, b) for a in ("linear", "low rank") for b in (0, 1)
@@ -61,7 +67,7 @@ def test_a_table_is_trained_once(tmp_path, capsys):
         assert str(tmp_path) not in row["command"]
     assert max(row["scores"][-1] for row in rows if row["label"] == "linear") > 20  # chance: 10
     assert "0 min left" in capsys.readouterr().out
-    ex.run_missing(table, tmp_path, seeds=2, jobs=2)
+    trainings.run_missing(table, tmp_path, seeds=2, jobs=2)
     assert len(ex.read_rows(tmp_path)) == 4 and capsys.readouterr().out == ""
     text = ex.report(table, tmp_path)
     ends = [row["scores"][-1] for row in rows if row["label"] == "linear"]
@@ -76,7 +82,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
         steps=64_000, checkpoint_every=6_400, evaluation__every=32_000
     )
     logs = tmp_path / "runs" / "long-seed5"
-    command = [sys.executable, "-m", "neurocoder.runs.cli", *ex.command_of(setting, 5, logs)]
+    command = [sys.executable, "-m", "neurocoder.runs.cli", *trainings.command_of(setting, 5, logs)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(logs.glob("*/*/checkpoints/6*")):
@@ -84,39 +90,101 @@ def test_an_interrupted_run_goes_on(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     (before,) = find_runs(logs)
-    row = ex.train(setting, 5, tmp_path)
+    row = trainings.train(setting, 5, tmp_path)
     (after,) = find_runs(logs)
     assert before.path == after.path and row["steps"] == [32_000, 64_000]
-    other = ex.train(setting.with_overrides(), 5, tmp_path / "whole")
+    other = trainings.train(setting.with_overrides(), 5, tmp_path / "whole")
     assert row["scores"] == other["scores"] and row["losses"] == other["losses"]  # to the bit
+
+
+LONG = {"steps": 6_400_000, "checkpoint_every": 6_400, "evaluation.every": 6_400_000}
+
+
+def wait_for(found):
+    deadline = time.monotonic() + 60
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_sigterm_ends_the_trainings_too_with_their_state_saved(tmp_path):
+    command = [sys.executable, "-m", "neurocoder.runs.cli", "reproduce", "fig6", "--logs", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "reproduce" / "fig6"
+    wait_for(lambda: len(list(folder.glob("runs/*/*/*/checkpoints/0"))) == 2)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and said == "neurocoder: interrupted\n"
+    runs = [run for logs in folder.glob("runs/*") for run in find_runs(logs)]
+    assert len(runs) == 2  # the third was not begun
+    assert all(saved_steps(run.checkpoints)[-1] > 0 and not run.in_use for run in runs)
+    assert ex.read_rows(folder) == []
+
+
+def test_a_training_that_was_stopped_gives_no_row(tmp_path):
+    setting = digits("long", "linear").with_overrides(**LONG)
+    commands = trainings.Commands()
+    errors = []
+
+    def train():
+        try:
+            trainings.train(setting, 0, tmp_path, commands)
+        except NeurocoderError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    wait_for(lambda: list(tmp_path.glob("runs/*/*/*/checkpoints/6*")))
+    commands.stop()
+    thread.join(30)
+    assert len(errors) == 1 and "of 6,400,000 steps; the same command goes on with it" in errors[0]
+    with pytest.raises(NeurocoderError, match="not begun"):
+        trainings.train(setting, 1, tmp_path, commands)
+
+
+def test_what_another_table_has_trained_is_taken_from_there(tmp_path, capsys):
+    both = digits("linear", "linear")
+    first = replace(tiny(both, digits("other", "lowrank", rank=2)), name="first")
+    trainings.run_missing(first, tmp_path / "first-quick", seeds=1, jobs=2)
+    second = replace(tiny(both, digits("third", "lowrank", rank=1)), name="second", shares_with=("first",))
+    assert [row["label"] for row in trainings.adopted(second, tmp_path / "second-quick")] == ["linear"]
+    trainings.run_missing(second, tmp_path / "second-quick", seeds=1, jobs=1)
+    capsys.readouterr()
+    rows = {row["label"]: row for row in ex.read_rows(tmp_path / "second-quick")}
+    assert set(rows) == {"linear", "third"} and trainings.adopted(second, tmp_path / "second-quick") == []
+    (theirs,) = (row for row in ex.read_rows(tmp_path / "first-quick") if row["label"] == "linear")
+    assert rows["linear"] == {**theirs, "run": f"../first-quick/{theirs['run']}"}
+    assert open_row(tmp_path / "second-quick", rows["linear"]) is not None
+    changed = replace(second, settings=[both.with_overrides(seed_=1), *second.settings[1:]])
+    assert trainings.adopted(changed, tmp_path / "second-quick2") == []
 
 
 def test_a_failed_run_says_why(tmp_path):
     setting = digits("bad", "linear").with_overrides(supervised__learning_rate=1e30)
     with pytest.raises(NeurocoderError, match="the loss is"):
-        ex.train(setting, 0, tmp_path)
+        trainings.train(setting, 0, tmp_path)
 
 
 def test_settings_that_cannot_be_trained_are_found_before_anything_is_run():
     with pytest.raises(ConfigError, match="rank_"):
-        ex.check(tiny(digits("linear", "linear"), digits("typo", "lowrank", rank_=2)))
+        trainings.check(tiny(digits("linear", "linear"), digits("typo", "lowrank", rank_=2)))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_setting_of_the_paper_can_be_trained_in_full_and_quickly(name):
     found = experiment(name)
-    ex.check(found)
+    trainings.check(found)
     assert len({setting.label for setting in found.settings}) == len(found.settings)
     for setting in found.settings:
         quick = setting.with_overrides(**found.quick)
-        ex.check(tiny(quick))
+        trainings.check(tiny(quick))
         if "steps" in quick.overrides:  # continual runs are as long as their tasks
             assert quick.overrides["steps"] % quick.overrides["checkpoint_every"] == 0
 
 
 def test_values_on_the_command_line_are_one_argument():
     setting = ex.Setting("x", "e", "r", {"a": [1, 2.5], "b": "text", "c": {}, "d": {"e": True}})
-    arguments = ex.command_of(setting, 0, ex.Path("logs"))
+    arguments = trainings.command_of(setting, 0, Path("logs"))
     assert arguments[9::2] == ["a=[ 1, 2.5, ]", 'b="text"', "c={}", "d={e = true}"]
 
 

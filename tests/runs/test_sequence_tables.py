@@ -11,7 +11,7 @@ import torch
 from neurocoder.envs.sequences import bayes_bits
 from neurocoder.policies import Policy, PolicyConfig
 from neurocoder.runs.reproduce import experiment as ex
-from neurocoder.runs.reproduce import sequence_pictures, sequence_tables
+from neurocoder.runs.reproduce import sequence_pictures, sequence_tables, trainings
 from neurocoder.runs.reproduce.sequence_pictures import circular_fit
 from neurocoder.runs.reproduce.sequence_tables import BASELINE, LSTM
 from neurocoder.runs.reproduce.trained import Trained
@@ -134,8 +134,8 @@ def test_a_table_from_training_to_verdict(tmp_path, monkeypatch):
         small.name, small.title, [s.with_overrides(**overrides) for s in small.settings()], {}, 1,
         small.metric, partial(sequence_tables.verdict, small), partial(sequence_tables.figures, small),
     )  # fmt: skip
-    ex.check(table)
-    ex.run_missing(table, tmp_path, seeds=1, jobs=2)
+    trainings.check(table)
+    trainings.run_missing(table, tmp_path, seeds=1, jobs=2)
     text = ex.report(table, tmp_path)
     assert f"- {LSTM}, 8 items, 5 to say: best " in text and "of 1 seeds (target: below 40): met." in text
     assert f"| {BASELINE}, seed 0 |" in text and "R² of row written by priority" in text

@@ -1,0 +1,251 @@
+"""The trainings behind a table: each in a process of its own, with the toolkit's own command.
+
+A finished run is a line of ``rows.jsonl`` and is never run again; one that was interrupted goes on from its last
+checkpoint (``neurocoder train --resume``). What another table trained with the same command is taken from there.
+"""
+
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from neurocoder.agents.continual_metrics import summary as summary_of_matrix
+from neurocoder.errors import NeurocoderError
+from neurocoder.runs.checkpoint import saved_steps
+from neurocoder.runs.config import parse_override, resolve
+from neurocoder.runs.reproduce.experiment import Experiment, Row, Setting, read_rows, slug
+from neurocoder.runs.run import find_runs
+
+PACKAGES = ("neurocoder", "torch", "numpy", "gymnasium")
+
+
+class Commands:
+    """``neurocoder`` commands that run side by side, one thread each; :meth:`stop` ends those that run."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopping = False
+
+    def run(self, arguments: list[str]) -> None:
+        """Run ``neurocoder`` with `arguments` to its end.
+
+        It is in a session of its own: Ctrl-C in the terminal reaches it through :meth:`stop` only, once.
+
+        Raises
+        ------
+        NeurocoderError
+            It failed; its last words are repeated.
+        """
+        with self._lock:
+            if self._stopping:
+                raise NeurocoderError(f"neurocoder {shlex.join(arguments)}: not begun")
+            process = subprocess.Popen(
+                [sys.executable, "-m", "neurocoder.runs.cli", *arguments],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            self._running.add(process)
+        try:
+            _, said = process.communicate()
+        finally:
+            self._running.discard(process)
+        if process.returncode:
+            raise NeurocoderError(f"neurocoder {shlex.join(arguments)} failed: {said.strip()[-500:]}")
+
+    def stop(self) -> None:
+        """Ask what is running to save its state and end, and begin nothing more."""
+        with self._lock:
+            self._stopping = True
+            for process in self._running:
+                process.terminate()
+
+
+def command_of(setting: Setting, seed: int, logs: Path) -> list[str]:
+    """Return the arguments of ``neurocoder`` that train `setting`."""
+    arguments = ["train", setting.env, "--recipe", setting.recipe, "--seed", str(seed), "--logs", str(logs)]
+    for name, value in setting.overrides.items():
+        arguments += ["--set", f"{name}={_toml(value)}"]
+    return arguments
+
+
+def _toml(value: Any) -> str:
+    """Return `value` as TOML on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    text = tomli_w.dumps({"value": value}).removeprefix("value = ")
+    return " ".join(text.split())
+
+
+def shown_command(setting: Setting, seed: int, folder: Path) -> str:
+    """Return the command that trains `setting` below `folder`, as a row shows it: without the folder."""
+    arguments = command_of(setting, seed, _logs(setting, seed, folder))
+    return shlex.join(["neurocoder", *(part.replace(str(folder), "logs") for part in arguments)])
+
+
+def _logs(setting: Setting, seed: int, folder: Path) -> Path:
+    return folder / "runs" / f"{slug(setting.label)}-seed{seed}"
+
+
+def train(setting: Setting, seed: int, folder: Path, commands: Commands | None = None) -> Row:
+    """Train `setting` with `seed`, or what is left of it, in one thread; return its row.
+
+    Raises
+    ------
+    NeurocoderError
+        The training failed, or was stopped before its end.
+    """
+    commands = commands or Commands()
+    logs = _logs(setting, seed, folder)
+    found = find_runs(logs)
+    began = time.monotonic()
+    if found and saved_steps(found[0].checkpoints):
+        commands.run(["train", "--resume", str(found[0].path)])
+    else:
+        commands.run(command_of(setting, seed, logs))
+    (run,) = find_runs(logs)
+    newest = saved_steps(run.checkpoints)[-1]
+    if newest < (whole := run.config().steps):
+        raise NeurocoderError(
+            f"{run.path}: stopped at {newest:,} of {whole:,} steps; the same command goes on with it"
+        )
+    scores = [json.loads(line) for line in (run.path / "evaluations.jsonl").read_text("utf-8").splitlines()]
+    last = {score["checkpoint"]: score for score in scores}  # a resumed run may have scored one twice
+    kept = [last[step] for step in sorted(last)]
+    state = json.loads((run.checkpoints / str(newest) / "state.json").read_text("utf-8"))
+    minutes = max(time.monotonic() - began, float(state["seconds"])) / 60
+    return Row(
+        label=setting.label,
+        seed=seed,
+        parameters=_count(run.path),
+        steps=[score["checkpoint"] for score in kept],
+        scores=[round(score["mean"], 4) for score in kept],
+        losses=[round(score["loss"], 6) for score in kept if "loss" in score],
+        measures=_measures(run.path / "matrix.csv"),
+        scored=kept[-1].get("scored", 0),
+        data=kept[-1]["data"],
+        minutes=round(minutes, 2),
+        run=str(run.path.relative_to(folder)),
+        command=shown_command(setting, seed, folder),
+        versions={name: metadata.version(name) for name in PACKAGES},
+    )
+
+
+def _measures(matrix: Path) -> dict[str, float]:
+    """Return the metrics of a run that learned tasks one after the other; none of another."""
+    if not matrix.exists():
+        return {}
+    with matrix.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    n_tasks = 1 + max(int(line["task"]) for line in lines)
+    accuracies = np.array([float(line.get("accuracy") or line["score"]) for line in lines]).reshape(
+        -1, n_tasks
+    )
+    return {name: round(value, 4) for name, value in summary_of_matrix(accuracies).items()}
+
+
+def _count(run: Path) -> int:
+    from safetensors import safe_open
+
+    newest = saved_steps(run / "checkpoints")[-1]
+    with safe_open(run / "checkpoints" / str(newest) / "model.safetensors", "pt") as file:
+        return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118  # no mapping
+
+
+def check(experiment: Experiment) -> None:
+    """Raise a ConfigError if a setting of `experiment` is not one that could be trained."""
+    for setting in experiment.settings:
+        overrides = dict(parse_override(text) for text in command_of(setting, 0, Path())[9::2])
+        resolve(setting.env, setting.recipe, overrides, setting.label)
+
+
+def adopted(experiment: Experiment, folder: Path) -> list[Row]:
+    """Return the rows of `experiment` that those it shares runs with have beside `folder`, and it has not."""
+    have = {(row["label"], row["seed"]) for row in read_rows(folder)}
+    settings = {setting.label: setting for setting in experiment.settings}
+    rows = []
+    for other in experiment.shares_with:
+        beside = folder.with_name(other + folder.name.removeprefix(experiment.name))
+        for row in read_rows(beside):
+            label, seed = row["label"], row["seed"]
+            if label not in settings or (label, seed) in have:
+                continue
+            if row["command"] == shown_command(settings[label], seed, folder):
+                have.add((label, seed))
+                rows.append(Row({**row, "run": f"../{beside.name}/{row['run']}"}))
+    return rows
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, interrupt) if in_main else None
+    try:
+        yield
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _add(row: Row, folder: Path) -> None:
+    with (folder / "rows.jsonl").open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(row) + "\n")
+
+
+def run_missing(experiment: Experiment, folder: Path, seeds: int, jobs: int, only: str | None = None) -> None:
+    """Train what is not there yet, `jobs` runs side by side, adding each finished one to ``rows.jsonl``.
+
+    Ctrl-C and SIGTERM end the trainings, too, with their state saved.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in adopted(experiment, folder):
+        _add(row, folder)
+    have = {(row["label"], row["seed"]) for row in read_rows(folder)}
+    missing = [
+        (setting, seed)
+        for seed in range(seeds)
+        for setting in experiment.settings
+        if (setting.label, seed) not in have and (only is None or only in setting.label)
+    ]
+    began = time.monotonic()
+    commands = Commands()
+    with _sigterm_interrupts(), ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(train, setting, seed, folder, commands) for setting, seed in missing]
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                row = future.result()
+                _add(row, folder)
+                left = (time.monotonic() - began) / number * (len(missing) - number) / 60
+                print(
+                    f"{number}/{len(missing)}  {row['label']}, seed {row['seed']}: "
+                    f"{experiment.metric.show(experiment.metric.of(row)[-1])} ({row['minutes']:.1f} min; {left:.0f} min left)",
+                    flush=True,
+                )
+        except BaseException as reason:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(reason, KeyboardInterrupt):
+                commands.stop()
+            raise
