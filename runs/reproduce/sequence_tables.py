@@ -2,9 +2,9 @@
 
 Networks are the paper's: controllers of 100 units with one read and one write head and a memory of 128 × 20 unless said,
 LSTMs of three layers. Learning is not: Adam at 1e-3 down to 0 (a cosine), batches of 16 sequences of one length, where the
-paper has RMSProp and single sequences; repeat copy begins with one repeat. What is tested is the last checkpoint. A wrong bit is an output on the wrong side
-of one half; a sequence counts all of its wrong bits. No parameter depends on the memory's rows: where a sequence would all but
-fill the 128 that were trained with, it is tested with more of them, too.
+paper has RMSProp and single sequences; repeat copy begins with one repeat. What is tested is the last checkpoint. A wrong
+bit is an output on the wrong side of one half; a sequence counts all of its wrong bits. No parameter depends on the memory's
+rows: where a sequence would all but fill the 128 that were trained with, it is tested with more of them, too.
 """
 
 import copy
