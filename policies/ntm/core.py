@@ -13,6 +13,7 @@ number of rows; with a fixed one, no parameter depends on it, and a trained mach
     state (memory [B, N, M], weightings [B, H, N], reads [B, R, M], and with an LSTM hidden [B, C], cell [B, C])
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from neurocoder.policies.ntm.sequence import Inner, Sequence, Weights, advance, 
 CONSTANT = 1e-6
 """In every cell of a memory initialised with "constant"; "learned" starts there."""
 
-MEMORY_INITS = ("constant", "learned", "random")
+MEMORY_INITS = ("constant", "learned", "positions", "random")
 
 
 class NTMTrace(NamedTuple):
@@ -75,7 +76,9 @@ class NTMCore(Core):
         A head moves by at most so many rows in a step.
     memory_init
         What is in the memory when an episode starts. ``"constant"``: 1e-6 everywhere, not learned; ``"learned"``:
-        the same learned vector in every row; ``"random"``: normal numbers of deviation 0.5, always the same ones.
+        the same learned vector in every row; ``"random"``: normal numbers of deviation 0.5, always the same ones;
+        ``"positions"``: the row's number in sines and cosines (Vaswani et al. 2017, section 3.5), so that content can
+        address a place, and rows nearby are alike.
     head, head_config
         Name and options of the layer that maps the controller's units to what its heads do.
 
@@ -155,8 +158,9 @@ class NTMCore(Core):
         like = self.start_reads
         if self.start_memory is not None:
             memory = self.start_memory[None, :, None].expand(1, self.sizes.width, rows)
-        elif self.memory_init == "random":
-            memory = torch.from_numpy(_random_memory(rows, self.sizes.width)).to(like).t()[None]
+        elif self.memory_init in FIXED_MEMORIES:
+            fixed = FIXED_MEMORIES[self.memory_init](rows, self.sizes.width)
+            memory = torch.from_numpy(fixed).to(like).t()[None]
         else:
             memory = like.new_full((1, self.sizes.width, rows), CONSTANT)
         weighting = like.new_zeros(1, self.sizes.heads, rows)
@@ -353,3 +357,17 @@ def _require_integer(name: str, value: Any, least: int) -> None:
 def _random_memory(rows: int, width: int) -> np.ndarray:
     """Return [rows, width]; a larger memory begins with the rows of a smaller one."""
     return 0.5 * np.random.default_rng(0).standard_normal((rows, width))
+
+
+@lru_cache(maxsize=4)
+def _positions(rows: int, width: int) -> np.ndarray:
+    """Return [rows, width] with sin(n / 10000^(2k / width)) in column 2k and the cosine in 2k + 1, times 1/√2."""
+    column = np.arange(width)
+    angle = np.arange(rows)[:, None] / 10000 ** ((column - column % 2) / width)
+    return np.where(column % 2, np.cos(angle), np.sin(angle)) / math.sqrt(2)
+
+
+FIXED_MEMORIES: dict[str, Callable[[int, int], np.ndarray]] = {
+    "random": _random_memory,
+    "positions": _positions,
+}

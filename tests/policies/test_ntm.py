@@ -17,7 +17,7 @@ from neurocoder.policies.cores import core_options, make_core
 from neurocoder.policies.heads import HeadError
 from neurocoder.policies.ntm import NTMCore, addressing, by_hand
 from neurocoder.policies.ntm.addressing import HeadSizes
-from neurocoder.policies.ntm.core import plain_access
+from neurocoder.policies.ntm.core import MEMORY_INITS, plain_access
 from neurocoder.policies.tape import Tape
 
 CONTROLLERS = pytest.mark.parametrize("controller", ["lstm", "feedforward"])
@@ -28,9 +28,10 @@ MACHINES = pytest.mark.parametrize(
         {"controller": "feedforward", "read_heads": 2, "write_heads": 3, "shift_range": 2},
         {"write_heads": 2, "shift_range": 0, "memory_init": "learned"},
         {"controller": "feedforward", "memory_init": "random"},
+        {"memory_init": "positions"},
         {"head": "nsm", "head_config": {"programs": 2, "key_size": 2}, "memory_init": "learned"},
     ],
-    ids=["one head", "many heads", "no shifts", "random memory", "nsm"],
+    ids=["one head", "many heads", "no shifts", "random memory", "positions", "nsm"],
 )
 
 
@@ -409,14 +410,14 @@ def test_rows_of_a_batch_do_not_see_each_other():
 
 @CONTROLLERS
 def test_the_initial_state_is_what_is_said(controller):
-    for init, expected in (("constant", 1e-6), ("learned", 1e-6), ("random", None)):
+    for init, expected in (("constant", 1e-6), ("learned", 1e-6), ("positions", None), ("random", None)):
         core = make_core("ntm", 3, 4, rows=9, width=5, controller=controller, memory_init=init, write_heads=2)
         memory, weighting, reads, *own = core.initial_state(2)
         assert memory.shape == (2, 9, 5) and weighting.shape == (2, 3, 9) and reads.shape == (2, 1, 5)
         assert [tuple(part.shape) for part in own] == ([(2, 4), (2, 4)] if controller == "lstm" else [])
         if expected is None:
             assert abs(memory.std() - 0.5) < 0.2
-            core.resize(20)
+            core.resize(20)  # begins with the rows of the smaller one
             torch.testing.assert_close(core.initial_state(2)[0][:, :9], memory, rtol=0, atol=0)
         else:
             torch.testing.assert_close(memory, torch.full_like(memory, expected), rtol=0, atol=0)
@@ -424,6 +425,18 @@ def test_the_initial_state_is_what_is_said(controller):
         constant = {name for name, _ in core.named_parameters() if "memory" in name}
         assert constant == ({"start_memory"} if init == "learned" else set())
         assert not any(part.requires_grad for part in core.initial_state(2))
+
+
+def test_positions_are_sines_and_cosines():
+    memory = make_core("ntm", 3, 4, rows=50, width=7, memory_init="positions").initial_state(1)[0][0]
+    for n in range(50):
+        for column in range(7):
+            angle = n / 10000 ** (2 * (column // 2) / 7)
+            expected = (math.sin(angle) if column % 2 == 0 else math.cos(angle)) / math.sqrt(2)
+            assert memory[n, column].item() == pytest.approx(expected, abs=1e-6)
+    memory = make_core("ntm", 3, 4, rows=50, memory_init="positions").initial_state(1)[0][0]
+    likeness = (memory @ memory.T).fill_diagonal_(0)  # rows are of one length
+    assert (likeness.argmax(1) - torch.arange(50)).abs().eq(1).all()  # to those next to them
 
 
 def test_states_can_be_saved_and_go_on(tmp_path):
@@ -438,7 +451,7 @@ def test_states_can_be_saved_and_go_on(tmp_path):
 
 @CONTROLLERS
 def test_no_parameter_depends_on_the_number_of_rows(controller):
-    for init in ("constant", "learned", "random"):
+    for init in MEMORY_INITS:
         options = {"controller": controller, "memory_init": init}
         small, large = (make_core("ntm", 9, 10, rows=rows, **options) for rows in (3, 300))
         shapes = [{name: p.shape for name, p in core.state_dict().items()} for core in (small, large)]
