@@ -41,16 +41,22 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True, slots=True)
 class CurriculumConfig:
-    """An option of the task that grows while it is learned: from `start` to `end`, over `updates` updates."""
+    """Options of the task that grow together while it is learned, over `updates` updates."""
 
-    option: str = ""
-    """E.g. max_length; empty: there is no curriculum."""
-    start: int = 1
-    end: int = 1
+    start: dict[str, int] = field(default_factory=dict)
+    """E.g. {"max_length": 1}; empty: there is no curriculum."""
+    end: dict[str, int] = field(default_factory=dict)
+    """The same options' values from then on."""
     updates: int = 0
 
     def __post_init__(self) -> None:
         require(self.updates >= 0, "supervised.curriculum.updates", self.updates, ">= 0")
+        require(
+            self.start.keys() == self.end.keys(),
+            "supervised.curriculum.end",
+            self.end,
+            f"a value for each of start={self.start}",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +281,8 @@ class SupervisedLearner:
         seed: int,
         precision: str = "fp32",
     ) -> None:
-        if (plan := config.curriculum).option:
-            task = Curriculum(envs.task, plan.option, plan.start, plan.end, plan.updates)
+        if (plan := config.curriculum).start:
+            task = Curriculum(envs.task, plan.start, plan.end, plan.updates)
             envs = TaskVectorEnv(task, envs.num_envs)
         self.policy, self.envs, self.config = policy, envs, config
         self.total_steps, self.precision = total_steps, precision

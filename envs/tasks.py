@@ -92,16 +92,15 @@ class Place(NamedTuple):
 
 
 class Curriculum(Task):
-    """A task one of whose options grows from draw to draw, in equal steps, and then stays.
+    """A task some of whose options grow from draw to draw, in equal steps, and then stay.
 
     Parameters
     ----------
     task
         What is learned. Its spaces hold throughout.
-    option
-        An option of it that is a whole number, e.g. max_length.
     start, end
-        Its value in the first draw, and from draw number `draws` on.
+        Options of it that are whole numbers, e.g. max_length: their values in the first draw, and from draw number
+        `draws` on.
 
     Raises
     ------
@@ -109,20 +108,27 @@ class Curriculum(Task):
         The task has no such option, or not with these values.
     """
 
-    def __init__(self, task: Task, option: str, start: int, end: int, draws: int) -> None:
-        self.task, self.option, self.start, self.end, self.draws = task, option, start, end, draws
+    def __init__(self, task: Task, start: Mapping[str, int], end: Mapping[str, int], draws: int) -> None:
+        assert start.keys() == end.keys()
+        self.task, self.start, self.end, self.draws = task, start, end, draws
         self.observation_space, self.action_space = task.observation_space, task.action_space
         self.provenance, self.endless = task.provenance, task.endless
-        for value in (start, end):
-            task.with_option(option, value)
+        for values in (start, end):
+            self._with(values)
 
-    def value(self, index: int) -> int:
-        """Return the option's value in draw number `index`."""
+    def values(self, index: int) -> dict[str, int]:
+        """Return the options' values in draw number `index`."""
         done = min(1.0, index / self.draws) if self.draws else 1.0
-        return round(self.start + (self.end - self.start) * done)
+        return {name: round(first + (self.end[name] - first) * done) for name, first in self.start.items()}
+
+    def _with(self, values: Mapping[str, int]) -> Task:
+        task = self.task
+        for name, value in values.items():
+            task = task.with_option(name, value)
+        return task
 
     def draw(self, seed: int, index: int, batch: int) -> Drawn:
-        return self.task.with_option(self.option, self.value(index)).draw(seed, index, batch)
+        return self._with(self.values(index)).draw(seed, index, batch)
 
 
 class Stream:

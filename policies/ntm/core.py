@@ -37,7 +37,10 @@ from neurocoder.policies.ntm.sequence import Inner, Sequence, Weights, advance, 
 CONSTANT = 1e-6
 """In every cell of a memory initialised with "constant"; "learned" starts there."""
 
-MEMORY_INITS = ("constant", "learned", "positions", "random")
+ADDRESS_BITS = 7
+"""Of a row's number that a memory initialised with "binary" shows: 128 rows differ, of a larger memory those far apart do not."""
+
+MEMORY_INITS = ("binary", "constant", "learned", "positions", "random")
 
 
 class NTMTrace(NamedTuple):
@@ -78,7 +81,8 @@ class NTMCore(Core):
         What is in the memory when an episode starts. ``"constant"``: 1e-6 everywhere, not learned; ``"learned"``:
         the same learned vector in every row; ``"random"``: normal numbers of deviation 0.5, always the same ones;
         ``"positions"``: the row's number in sines and cosines (Vaswani et al. 2017, section 3.5), so that content can
-        address a place, and rows nearby are alike.
+        address a place, and rows nearby are alike; ``"binary"``: the row's number in bits, ± 0.5, the lowest first, and
+        0 in the columns that are left.
     head, head_config
         Name and options of the layer that maps the controller's units to what its heads do.
 
@@ -367,7 +371,17 @@ def _positions(rows: int, width: int) -> np.ndarray:
     return np.where(column % 2, np.cos(angle), np.sin(angle)) / math.sqrt(2)
 
 
+@lru_cache(maxsize=4)
+def _binary(rows: int, width: int) -> np.ndarray:
+    """Return [rows, width] with the lowest bits of n as -0.5 and 0.5, of numbers below 2 ** ``ADDRESS_BITS``."""
+    memory = np.zeros((rows, width))
+    bits = min(width, ADDRESS_BITS)
+    memory[:, :bits] = (np.arange(rows)[:, None] >> np.arange(bits) & 1) - 0.5
+    return memory
+
+
 FIXED_MEMORIES: dict[str, Callable[[int, int], np.ndarray]] = {
+    "binary": _binary,
     "random": _random_memory,
     "positions": _positions,
 }

@@ -331,10 +331,14 @@ NGRAMS = Table(
     "Dynamic 6-grams",
     "neurocoder/DynamicNGrams-v0",
     "ntm-ngrams",
-    updates=2_500,
+    updates=3_750,
     mean_steps=200,
     tests=(Test("200 bits"),),
-    networks={LSTM: _ntm(), FEEDFORWARD: _ntm("feedforward"), BASELINE: _baseline(128)},
+    networks={
+        LSTM: _ntm(core_config__memory_init="binary"),
+        FEEDFORWARD: _ntm("feedforward", core_config__memory_init="binary"),
+        BASELINE: _baseline(128),
+    },
     published={LSTM: "a little below the LSTM", FEEDFORWARD: "a little below the LSTM"},
     coded=True,
     optimum=bayes_bits,
@@ -346,9 +350,8 @@ SORTING: dict[str, Any] = {
 }
 """Rows that know their places can be addressed by content: an item may go to where its priority belongs."""
 MORE_AND_MORE = {
-    "supervised.curriculum.option": "targets",
-    "supervised.curriculum.start": 1,
-    "supervised.curriculum.end": 8,
+    "supervised.curriculum.start.targets": 1,
+    "supervised.curriculum.end.targets": 8,
     "supervised.curriculum.updates": 6_000,
 }
 """With all 8 from the start, an LSTM stays for thousands of updates with what it can say without sorting."""

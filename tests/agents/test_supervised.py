@@ -11,7 +11,7 @@ import torch
 from neurocoder.agents import supervised as sv
 from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.agents.supervised import SupervisedConfig, SupervisedLearner, evaluate_predictions
-from neurocoder.envs import make_tasks
+from neurocoder.envs import Curriculum, make_tasks
 from neurocoder.envs.tasks import score
 from neurocoder.errors import ConfigError, NeurocoderError
 from neurocoder.policies import Policy, PolicyConfig
@@ -164,23 +164,34 @@ def copying(**plan):
 
 
 def test_a_curriculum_lengthens_sequences_and_goes_on_where_it_was():
-    learner = copying(option="max_length", start=1, end=9, updates=40)
+    plan = {"start": {"max_length": 1}, "end": {"max_length": 9}, "updates": 40}
+    learner = copying(**plan)
     lengths = [learner.update().length for _ in range(30)]
     assert lengths[:2] == [3, 3] and max(lengths) > 9
     assert all(length <= 2 * round(1 + 8 * k / 40) + 1 for k, length in enumerate(lengths))
     state = learner.state()
-    other = copying(option="max_length", start=1, end=9, updates=40)
+    other = copying(**plan)
     other.load(*state)
     assert [other.update().length for _ in range(20)] == [learner.update().length for _ in range(20)]
     assert max(learner.update().length for _ in range(40)) == 19
 
 
+def test_options_of_a_curriculum_grow_together():
+    envs = make_tasks("neurocoder/Copy-v0", 4, {"max_length": 9})
+    grown = Curriculum(envs.task, {"min_length": 1, "max_length": 2}, {"min_length": 5, "max_length": 9}, 8)
+    assert [grown.values(index)["min_length"] for index in (0, 2, 4, 8, 99)] == [1, 2, 3, 5, 5]
+    assert [grown.values(index)["max_length"] for index in (0, 2, 4, 8, 99)] == [2, 4, 6, 9, 9]  # 3.75, 5.5
+    lengths = [(len(grown.draw(0, index, 3).inputs) - 1) // 2 for index in range(200)]
+    assert lengths[0] in (1, 2) and set(lengths[8:]) == {5, 6, 7, 8, 9}
+
+
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (dict(option="max_lenght", end=9, updates=9), "no option 'max_lenght'"),
-        (dict(option="max_length", start=0, end=9, updates=9), "max_length=0"),
-        (dict(option="max_length", updates=-1), "supervised.curriculum.updates=-1"),
+        (dict(start={"max_lenght": 1}, end={"max_lenght": 9}, updates=9), "no option 'max_lenght'"),
+        (dict(start={"max_length": 0}, end={"max_length": 9}, updates=9), "max_length=0"),
+        (dict(start={"max_length": 1}, updates=9), r"curriculum.end={} must be a value for each of start="),
+        (dict(updates=-1), "supervised.curriculum.updates=-1"),
     ],
 )
 def test_an_impossible_curriculum_is_refused(plan, message):

@@ -410,7 +410,13 @@ def test_rows_of_a_batch_do_not_see_each_other():
 
 @CONTROLLERS
 def test_the_initial_state_is_what_is_said(controller):
-    for init, expected in (("constant", 1e-6), ("learned", 1e-6), ("positions", None), ("random", None)):
+    for init, expected in (
+        ("constant", 1e-6),
+        ("learned", 1e-6),
+        ("binary", None),
+        ("positions", None),
+        ("random", None),
+    ):
         core = make_core("ntm", 3, 4, rows=9, width=5, controller=controller, memory_init=init, write_heads=2)
         memory, weighting, reads, *own = core.initial_state(2)
         assert memory.shape == (2, 9, 5) and weighting.shape == (2, 3, 9) and reads.shape == (2, 1, 5)
@@ -437,6 +443,16 @@ def test_positions_are_sines_and_cosines():
     memory = make_core("ntm", 3, 4, rows=50, memory_init="positions").initial_state(1)[0][0]
     likeness = (memory @ memory.T).fill_diagonal_(0)  # rows are of one length
     assert (likeness.argmax(1) - torch.arange(50)).abs().eq(1).all()  # to those next to them
+
+
+def test_binary_rows_are_their_numbers():
+    memory = make_core("ntm", 3, 4, rows=130, width=9, memory_init="binary").initial_state(1)[0][0]
+    for n in (0, 1, 5, 77, 127):
+        assert sum(2**bit * (memory[n, bit].item() + 0.5) for bit in range(7)) == n
+    assert memory[:, :7].abs().eq(0.5).all() and memory[:, 7:].eq(0).all()
+    assert len(memory[:128].unique(dim=0)) == 128 and memory[128].equal(memory[0])
+    narrow = make_core("ntm", 3, 4, rows=9, width=2, memory_init="binary").initial_state(1)[0][0]
+    assert narrow[:4].tolist() == [[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]]
 
 
 def test_states_can_be_saved_and_go_on(tmp_path):
