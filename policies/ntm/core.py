@@ -13,12 +13,9 @@ number of rows; with a fixed one, no parameter depends on it, and a trained mach
     state (memory [B, N, M], weightings [B, H, N], reads [B, R, M], and with an LSTM hidden [B, C], cell [B, C])
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,17 +27,10 @@ from neurocoder.policies.heads.base import Head
 from neurocoder.policies.heads.linear import LinearHead
 from neurocoder.policies.ntm import addressing
 from neurocoder.policies.ntm.addressing import HeadParameters, HeadSizes, head_parameters
+from neurocoder.policies.ntm.beginnings import CONSTANT, FIXED_MEMORIES, MEMORY_INITS, first_biases
 from neurocoder.policies.ntm.by_hand import Access, AccessFunction
 from neurocoder.policies.ntm.controllers import CONTROLLERS, Controller
 from neurocoder.policies.ntm.sequence import Inner, Sequence, Weights, advance, any_start, backward, started
-
-CONSTANT = 1e-6
-"""In every cell of a memory initialised with "constant"; "learned" starts there."""
-
-ADDRESS_BITS = 7
-"""Of a row's number that a memory initialised with "binary" shows: 128 rows differ, of a larger memory those far apart do not."""
-
-MEMORY_INITS = ("binary", "constant", "learned", "positions", "random")
 
 
 class NTMTrace(NamedTuple):
@@ -83,6 +73,11 @@ class NTMCore(Core):
         ``"positions"``: the row's number in sines and cosines (Vaswani et al. 2017, section 3.5), so that content can
         address a place, and rows nearby are alike; ``"binary"``: the row's number in bits, ± 0.5, the lowest first, and
         0 in the columns that are left.
+    first_heads
+        What the heads do before they have learned, through the biases of a linear `head`: ``strength``, ``gate``,
+        ``sharpening`` and ``erase`` of :class:`HeadParameters`, and ``stay``, the weight of the shift by 0. What is not
+        said is what zeros make: 0.69, 0.5, 1.69, 0.5, and all shifts alike. A machine that is to look things up by
+        content in a memory that holds addresses wants 10, 0.95 and, so as not to erase them, 0.02.
     head, head_config
         Name and options of the layer that maps the controller's units to what its heads do.
 
@@ -109,6 +104,7 @@ class NTMCore(Core):
         controller: str = "lstm",
         shift_range: int = 1,
         memory_init: str = "constant",
+        first_heads: Mapping[str, float] | None = None,
         head: str = "linear",
         head_config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -131,9 +127,17 @@ class NTMCore(Core):
             in_features, size, read_heads * width
         )
         self.head = make_head(head, size, sum(self.sizes.parts), **(head_config or {}))
+        if first_heads:
+            self._begin(first_heads)
         self.start_reads = nn.Parameter(torch.zeros(read_heads * width))
         learned = memory_init == "learned"
         self.start_memory = nn.Parameter(torch.full((width,), CONSTANT)) if learned else None
+
+    @torch.no_grad()
+    def _begin(self, first_heads: Mapping[str, float]) -> None:
+        if not isinstance(self.head, LinearHead):
+            raise ConfigError("first_heads are the biases of a linear layer: they need head='linear'")
+        self.head.layer.bias.copy_(first_biases(first_heads, self.sizes))
 
     def resize(self, rows: int) -> None:
         """Give memories of `rows` rows to the states that are made from now on."""
@@ -355,33 +359,3 @@ def plain_access(raw_BZ: Tensor, memory_BMN: Tensor, previous_BHN: Tensor, sizes
 def _require_integer(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name}={value!r} must be an integer >= {least}")
-
-
-@lru_cache(maxsize=4)
-def _random_memory(rows: int, width: int) -> np.ndarray:
-    """Return [rows, width]; a larger memory begins with the rows of a smaller one."""
-    return 0.5 * np.random.default_rng(0).standard_normal((rows, width))
-
-
-@lru_cache(maxsize=4)
-def _positions(rows: int, width: int) -> np.ndarray:
-    """Return [rows, width] with sin(n / 10000^(2k / width)) in column 2k and the cosine in 2k + 1, times 1/√2."""
-    column = np.arange(width)
-    angle = np.arange(rows)[:, None] / 10000 ** ((column - column % 2) / width)
-    return np.where(column % 2, np.cos(angle), np.sin(angle)) / math.sqrt(2)
-
-
-@lru_cache(maxsize=4)
-def _binary(rows: int, width: int) -> np.ndarray:
-    """Return [rows, width] with the lowest bits of n as -0.5 and 0.5, of numbers below 2 ** ``ADDRESS_BITS``."""
-    memory = np.zeros((rows, width))
-    bits = min(width, ADDRESS_BITS)
-    memory[:, :bits] = (np.arange(rows)[:, None] >> np.arange(bits) & 1) - 0.5
-    return memory
-
-
-FIXED_MEMORIES: dict[str, Callable[[int, int], np.ndarray]] = {
-    "binary": _binary,
-    "random": _random_memory,
-    "positions": _positions,
-}

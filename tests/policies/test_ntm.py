@@ -17,7 +17,8 @@ from neurocoder.policies.cores import core_options, make_core
 from neurocoder.policies.heads import HeadError
 from neurocoder.policies.ntm import NTMCore, addressing, by_hand
 from neurocoder.policies.ntm.addressing import HeadSizes
-from neurocoder.policies.ntm.core import MEMORY_INITS, plain_access
+from neurocoder.policies.ntm.beginnings import MEMORY_INITS
+from neurocoder.policies.ntm.core import plain_access
 from neurocoder.policies.tape import Tape
 
 CONTROLLERS = pytest.mark.parametrize("controller", ["lstm", "feedforward"])
@@ -431,28 +432,6 @@ def test_the_initial_state_is_what_is_said(controller):
         constant = {name for name, _ in core.named_parameters() if "memory" in name}
         assert constant == ({"start_memory"} if init == "learned" else set())
         assert not any(part.requires_grad for part in core.initial_state(2))
-
-
-def test_positions_are_sines_and_cosines():
-    memory = make_core("ntm", 3, 4, rows=50, width=7, memory_init="positions").initial_state(1)[0][0]
-    for n in range(50):
-        for column in range(7):
-            angle = n / 10000 ** (2 * (column // 2) / 7)
-            expected = (math.sin(angle) if column % 2 == 0 else math.cos(angle)) / math.sqrt(2)
-            assert memory[n, column].item() == pytest.approx(expected, abs=1e-6)
-    memory = make_core("ntm", 3, 4, rows=50, memory_init="positions").initial_state(1)[0][0]
-    likeness = (memory @ memory.T).fill_diagonal_(0)  # rows are of one length
-    assert (likeness.argmax(1) - torch.arange(50)).abs().eq(1).all()  # to those next to them
-
-
-def test_binary_rows_are_their_numbers():
-    memory = make_core("ntm", 3, 4, rows=130, width=9, memory_init="binary").initial_state(1)[0][0]
-    for n in (0, 1, 5, 77, 127):
-        assert sum(2**bit * (memory[n, bit].item() + 0.5) for bit in range(7)) == n
-    assert memory[:, :7].abs().eq(0.5).all() and memory[:, 7:].eq(0).all()
-    assert len(memory[:128].unique(dim=0)) == 128 and memory[128].equal(memory[0])
-    narrow = make_core("ntm", 3, 4, rows=9, width=2, memory_init="binary").initial_state(1)[0][0]
-    assert narrow[:4].tolist() == [[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]]
 
 
 def test_states_can_be_saved_and_go_on(tmp_path):
