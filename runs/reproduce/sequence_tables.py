@@ -268,6 +268,9 @@ def _length(**options: int) -> dict[str, int]:
     return {f"{end}_{name}": value for name, value in options.items() for end in ("min", "max")}
 
 
+SHARP = {"sharpening": 3.0}
+"""With the 1.69 that zeros make, a feed-forward machine's write head blurs: of 20 vectors that is not seen, but it attends
+to its row by 0.92 at the 60th and by 0.17 at the 120th."""
 COPY = Table(
     "ntm-copy",
     "Copy",
@@ -282,7 +285,11 @@ COPY = Table(
         Test("length 120", _length(length=120), 1.0),
         Test("length 120, 256 rows", _length(length=120), 1.0, rows=256),
     ),
-    networks={LSTM: _ntm(), FEEDFORWARD: _ntm("feedforward"), BASELINE: _baseline(256)},
+    networks={
+        LSTM: _ntm(),
+        FEEDFORWARD: _ntm("feedforward", core_config__first_heads=SHARP),
+        BASELINE: _baseline(256),
+    },
     published={LSTM: "near 0", FEEDFORWARD: "near 0", BASELINE: "slower; breaks past 20"},
 )
 REPEAT_COPY = Table(
