@@ -22,6 +22,10 @@ ACTOR_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.04}
 CRITIC_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.05}
 
 
+TABLES = ("first_heads", "head_config", "layers_head_config")
+"""Options of cores and encoders that hold options themselves."""
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
     """What a policy is made of.
@@ -64,8 +68,10 @@ class PolicyConfig:
         if self.encoder != "auto":
             tables.append(("encoder", self.encoder, encoder_options(self.encoder), self.encoder_config))
         for kind, name, options, given in tables:
-            for option in given:
+            for option, value in given.items():
                 lookup(options, option, f"option of {kind} {name!r}")
+                usable = option not in TABLES or value is None or isinstance(value, Mapping)
+                require(usable, f"policy.{kind}_config.{option}", value, "a table of options")
 
     def without_weights(self) -> "PolicyConfig":
         """Return the same, but that no weights file is read: what it held is about to be overwritten."""

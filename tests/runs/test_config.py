@@ -109,6 +109,23 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(values: dict[str, Any], fi
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("policy", "field"),
+    [
+        ({"core": "ntm", "core_config": {"first_heads": 3}}, "policy.core_config.first_heads=3"),
+        ({"core": "ntm", "core_config": {"head_config": "slots"}}, "policy.core_config.head_config='slots'"),
+        (
+            {"encoder": "mlp", "encoder_config": {"layers_head": "moe", "layers_head_config": [1]}},
+            "policy.encoder_config.layers_head_config=[1]",
+        ),
+    ],
+)
+def test_options_that_hold_options_are_tables(policy: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_mapping({"env": "x", "policy": policy}, "file.toml")
+    assert str(caught.value) == f"file.toml: {field} must be a table of options"
+
+
 def test_a_missing_environment_is_named() -> None:
     with pytest.raises(ConfigError, match=r"file\.toml: env is missing"):
         from_mapping({"steps": 1}, "file.toml")
