@@ -191,7 +191,7 @@ class ContinualLearner:
     @property
     def total_steps(self) -> int:
         """Agent steps of the whole run."""
-        tasks = map(lambda k: self.envs.task.with_option("task", k), range(self.envs.task.n_tasks))
+        tasks = map(lambda k: self.envs.task.with_options(task=k), range(self.envs.task.n_tasks))
         draws = sum(task.passes(self.envs.num_envs) or 0 for task in tasks)
         return self.config.passes * draws * self.envs.num_envs
 

@@ -214,6 +214,19 @@ def episode_returns(rewards: Tensor, mask: Tensor | None, *, endless: bool) -> l
     return rewards.sum(0).tolist()
 
 
+def with_curriculum(envs: TaskVectorEnv, plan: CurriculumConfig) -> TaskVectorEnv:
+    """Return environments whose options grow as `plan` has it, or `envs` where there is no curriculum.
+
+    Raises
+    ------
+    EnvError, ConfigError
+        The task has no such options, not with these values, or they do not fit the network.
+    """
+    if not plan.start:
+        return envs
+    return TaskVectorEnv(Curriculum(envs.task, plan.start, plan.end, plan.updates), envs.num_envs)
+
+
 def make_optimizer(config: SupervisedConfig, policy: Policy) -> torch.optim.Optimizer:
     """Return the optimiser of those parameters of `policy` that are not frozen."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -281,9 +294,7 @@ class SupervisedLearner:
         seed: int,
         precision: str = "fp32",
     ) -> None:
-        if (plan := config.curriculum).start:
-            task = Curriculum(envs.task, plan.start, plan.end, plan.updates)
-            envs = TaskVectorEnv(task, envs.num_envs)
+        envs = with_curriculum(envs, config.curriculum)
         self.policy, self.envs, self.config = policy, envs, config
         self.total_steps, self.precision = total_steps, precision
         self.steps = 0

@@ -39,10 +39,13 @@ class Sequential(Task):
         self.observation_space = gym.spaces.Box(low, high, (self.sequences.input_size,), np.float32)
         self.action_space = gym.spaces.MultiBinary(self.sequences.output_size)
 
-    def with_option(self, name: str, value: Any) -> "Sequential":
-        if name not in KINDS[self.kind].__dataclass_fields__:  # type: ignore[attr-defined]  # they all are
-            return super().with_option(name, value)  # type: ignore[return-value]  # which raises
-        return Sequential(self.kind, **{**self.fields, name: value})
+    @property
+    def name(self) -> str:
+        return KINDS[self.kind].__name__
+
+    def with_options(self, **options: Any) -> "Sequential":
+        self._refuse(options, KINDS[self.kind].__dataclass_fields__)  # type: ignore[attr-defined]  # they all have them
+        return Sequential(self.kind, **{**self.fields, **options})
 
     def draw(self, seed: int, index: int, batch: int) -> Drawn:
         """Return the sequences number `index` of `batch` environments."""

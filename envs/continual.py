@@ -41,7 +41,7 @@ PADDED_STATISTICS = {("mnist", 2): ((0.1000,), (0.2752,))}
 
 
 class ContinualTask(Classification):
-    """One task of a sequence, as a stream of images; :meth:`with_option` returns the others.
+    """One task of a sequence, as a stream of images; :meth:`with_options` returns the others.
 
     Parameters
     ----------
@@ -175,12 +175,11 @@ class ContinualTask(Classification):
             _, height, width = self.observation_space.shape
             self._pixels = generator.permutation(height * width)
 
-    def with_option(self, name: str, value: Any) -> "ContinualTask":
+    def with_options(self, **options: Any) -> "ContinualTask":
         """Return another task of the sequence: the only option that may change is `task`."""
-        if name != "task":
-            super().with_option(name, value)
+        self._refuse(options, ["task"])
         other = copy.copy(self)
-        other._show(value)
+        other._show(options.get("task", self.task))
         return other
 
     def draw(self, seed: int, index: int, batch: int) -> Drawn:
@@ -253,7 +252,7 @@ class ContinualVectorEnv(TaskVectorEnv):
         EnvError
             There is no such task.
         """
-        self.task = self.task.with_option("task", task)
+        self.task = self.task.with_options(task=task)
         if self.stream._place is not None:
             self._seed = self.stream.place.seed
         self.stream = Stream(self.task, self.num_envs, self.stream.episode_length)
@@ -282,7 +281,7 @@ class ContinualEnv(TaskEnv):
         EnvError
             There is no such task.
         """
-        self.task = self.task.with_option("task", task)
+        self.task = self.task.with_options(task=task)
         self._stream = Stream(self.task, 1, self._stream.episode_length)
         self._running = False
 

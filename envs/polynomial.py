@@ -55,11 +55,10 @@ class Polynomial(Task):
         self.observation_space = gym.spaces.Box(-largest, largest, dtype=np.float32)
         self.action_space = gym.spaces.Box(-bound, bound, (1,), np.float32)
 
-    def with_option(self, name: str, value: Any) -> "Polynomial":
-        options = {"length": self.length, "chunks": self.chunks, "noise": self.noise}
-        if name not in options:
-            return super().with_option(name, value)  # type: ignore[return-value]  # which raises
-        return Polynomial(**{**options, name: value})
+    def with_options(self, **options: Any) -> "Polynomial":
+        mine: dict[str, Any] = {"length": self.length, "chunks": self.chunks, "noise": self.noise}
+        self._refuse(options, mine)
+        return Polynomial(**{**mine, **options})
 
     def draw(self, seed: int, index: int, batch: int) -> Drawn:
         """Return the sequences number `index` of `batch` environments."""

@@ -19,7 +19,7 @@ The vector form draws whole batches at once: it is the data loader.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -28,7 +28,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from neurocoder.envs.registry import EnvError, env_spec
-from neurocoder.errors import NeurocoderError
+from neurocoder.errors import NeurocoderError, near
 
 EPISODE = 100
 """Steps of an episode where a task is one endless stream: the raw return of a classification is a percentage."""
@@ -56,15 +56,29 @@ class Task(ABC):
         """Return how many draws show everything once, or None where there is no such number."""
         return None
 
-    def with_option(self, name: str, value: Any) -> "Task":
-        """Return the same task with another value of option `name`.
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return type(self).__name__
+
+    def with_options(self, **options: Any) -> "Task":
+        """Return the same task with other values of `options`.
 
         Raises
         ------
-        EnvError
-            There is no such option, it is not one that may change while something learns, or not to this value.
+        EnvError, ConfigError
+            There is no such option, it is not one that may change while something learns, or not to these values.
         """
-        raise EnvError(f"{type(self).__name__} has no option {name!r} that may change while something learns")
+        self._refuse(options)
+        return self
+
+    def _refuse(self, options: Iterable[str], known: Iterable[str] = ()) -> None:
+        """Raise an EnvError for the first of `options` that is not known as one that may change."""
+        for option in options:
+            if option not in known:
+                raise EnvError(
+                    f"{self.name} has no option {option!r} that may change while something learns{near(option, known)}"
+                )
 
     @abstractmethod
     def draw(self, seed: int, index: int, batch: int) -> Drawn:
@@ -104,8 +118,8 @@ class Curriculum(Task):
 
     Raises
     ------
-    EnvError
-        The task has no such option, or not with these values.
+    EnvError, ConfigError
+        The task has no such option, not with these values, or they change what is seen or said in a step.
     """
 
     def __init__(self, task: Task, start: Mapping[str, int], end: Mapping[str, int], draws: int) -> None:
@@ -114,21 +128,29 @@ class Curriculum(Task):
         self.observation_space, self.action_space = task.observation_space, task.action_space
         self.provenance, self.endless = task.provenance, task.endless
         for values in (start, end):
-            self._with(values)
+            other = task.with_options(**values)
+            shapes = other.observation_space.shape, other.action_space.shape
+            if shapes != (task.observation_space.shape, task.action_space.shape):
+                raise EnvError(
+                    f"{task.name} with {_spelled(values)}: observations and actions of another size than the network's; "
+                    f"options of a curriculum may only make a task longer or harder"
+                )
+
+    @property
+    def name(self) -> str:
+        return self.task.name
 
     def values(self, index: int) -> dict[str, int]:
         """Return the options' values in draw number `index`."""
         done = min(1.0, index / self.draws) if self.draws else 1.0
         return {name: round(first + (self.end[name] - first) * done) for name, first in self.start.items()}
 
-    def _with(self, values: Mapping[str, int]) -> Task:
-        task = self.task
-        for name, value in values.items():
-            task = task.with_option(name, value)
-        return task
-
     def draw(self, seed: int, index: int, batch: int) -> Drawn:
-        return self._with(self.values(index)).draw(seed, index, batch)
+        return self.task.with_options(**self.values(index)).draw(seed, index, batch)
+
+
+def _spelled(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
 class Stream:

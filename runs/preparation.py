@@ -9,6 +9,7 @@ from torch import nn
 
 from neurocoder.agents.growth import growing_heads
 from neurocoder.agents.importance import Network
+from neurocoder.agents.supervised import with_curriculum
 from neurocoder.envs import (
     EpisodeRecorder,
     choose,
@@ -92,8 +93,9 @@ def prepare(
     check_device(config.device)
     config = replace(config, precision=resolve_precision(config.precision, config.device))
     if config.agent == "supervised":
-        for options in (config.env_options, config.evaluation_options):
-            make_tasks(config.env, 1, options, trust=trust).close()
+        make_tasks(config.env, 1, config.evaluation_options, trust=trust).close()
+        tasks = make_tasks(config.env, 1, config.env_options, trust=trust)
+        with_curriculum(tasks, config.supervised.curriculum).close()
     sequence = is_game_sequence(config.env)
     if sequence:
         games_of(config)

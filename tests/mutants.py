@@ -31,7 +31,7 @@ RECORDER, FRAMES, EMULATION, PROGRAMS, EPISODE, PICKS, PAGE = (
     for name in ("recorder", "frames", "emulation", "programs", "episode", "picks", "page")
 )
 VIEWER, VIEWER_INDEX = "runs/viewer/server.py", "runs/viewer/index.py"
-SEQUENCES, CORES = "runs/reproduce/sequence_pictures.py", "policies/cores.py"
+SORTED, CORES = "runs/reproduce/sorted_memory.py", "policies/cores.py"
 REPLAY, REPLAY_PROGRAMS, SERVER = (
     f"runs/test_{name}.py" for name in ("replay", "replay_programs", "viewer_server")
 )
@@ -225,7 +225,12 @@ MUTANTS = [
         "",
         SERVER,
     ),
-    Mutant(SEQUENCES, "y = (location - origin) % rows", "y = location", "runs/test_sequence_tables.py"),
+    Mutant(
+        SORTED,
+        "return (location + rows / 2) % rows - rows / 2",
+        "return location",
+        "runs/test_sequence_tables.py",
+    ),
 ]
 
 

@@ -55,7 +55,9 @@ def tasks(
     return _report("images/s", found, threads, seconds, repeats, json_, {"dataset": dataset, "batch": BATCH})
 
 
-def ntm(*, threads: int = 1, seconds: float = 5.0, repeats: int = 3, json_: Json = None) -> int:
+def ntm(
+    *, peer: Path | None = None, threads: int = 1, seconds: float = 5.0, repeats: int = 3, json_: Json = None
+) -> int:
     """Sequences per second that the Neural Turing Machine trains on: its backward pass by hand, and PyTorch's.
 
     The copy task of lengths 1 to 20, batches of 1 and of 32. Rates are medians over the rounds, with the slowest and the
@@ -63,6 +65,8 @@ def ntm(*, threads: int = 1, seconds: float = 5.0, repeats: int = 3, json_: Json
 
     Parameters
     ----------
+    peer
+        A checkout of github.com/loudinthecloud/pytorch-ntm, to be measured in the same rounds: its code is run.
     threads
         Threads of torch.
     seconds
@@ -75,7 +79,7 @@ def ntm(*, threads: int = 1, seconds: float = 5.0, repeats: int = 3, json_: Json
     _check(threads, seconds, repeats, json_)
     from neurocoder.runs.bench.ntm import BATCHES, ENV, works
 
-    found = {name: compared for batch in BATCHES for name, compared in works(batch).items()}
+    found = {name: compared for batch in BATCHES for name, compared in works(batch, peer).items()}
     return _report("sequences/s", found, threads, seconds, repeats, json_, {"env": ENV})
 
 

@@ -3,14 +3,14 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from neurocoder.runs.config import EvaluationConfig, TrainConfig
     from neurocoder.runs.run import Run
-    from neurocoder.runs.scoring import Games
+    from neurocoder.runs.scoring import Games, Score
 
 
 def evaluate(
@@ -23,6 +23,7 @@ def evaluate(
     stuck_after: int | None = None,
     seed: int = 0,
     task: int | None = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     device: str = "cpu",
     logs: Path = Path("logs"),
     env: str | None = None,
@@ -31,7 +32,7 @@ def evaluate(
 ) -> int:
     """Play whole episodes with a trained agent and print its raw score and what it means.
 
-    The score of a run is also appended to its evaluations.jsonl.
+    The score of a run is also appended to its evaluations.jsonl, unless --set makes it another test.
 
     Parameters
     ----------
@@ -51,6 +52,9 @@ def evaluate(
         Seed of the games and actions.
     task
         Which game of a run on games one after the other, from 0.
+    set_
+        Another test: an option of the environment or the rows of a Neural Turing Machine's memory, e.g. --set
+        env_options.max_length=120 --set policy.core_config.rows=256.
     device
         cpu, cuda or cuda:N.
     logs
@@ -70,10 +74,12 @@ def evaluate(
     require(stuck_after is None or stuck_after >= 0, "--stuck-after", stuck_after, ">= 0")
     require(0 <= seed < 2**63, "--seed", seed, "in [0, 2^63)")
     check_device(device)
-    options = _Options(episodes, deterministic, stuck_after, seed, device, trust)
+    options = _Options(episodes, deterministic, stuck_after, seed, device, trust, _parsed(set_ or []))
     if run.endswith(".zip"):
         if checkpoint != "last":
             raise ConfigError(f"--checkpoint {checkpoint}: a zip of Stable-Baselines3 holds one model")
+        if options.changes:
+            raise ConfigError("--set is for runs, not for zips of Stable-Baselines3")
         return _evaluate_sb3(Path(run), env, preset, options)
     if env is not None or preset is not None:
         raise ConfigError("--env and --preset are for zips of Stable-Baselines3; a run knows its own")
@@ -87,6 +93,42 @@ class _Options(NamedTuple):
     seed: int
     device: str
     trust: bool
+    changes: dict[str, Any]
+    """Of the configuration, by dotted key."""
+
+
+_ENV_OPTION = "env_options."
+_ROWS = "policy.core_config.rows"
+
+
+def _parsed(settings: list[str]) -> dict[str, Any]:
+    """Return what --set says, by key."""
+    from neurocoder.errors import ConfigError
+    from neurocoder.runs.config import parse_override
+
+    changes = dict(parse_override(text) for text in settings)
+    for key in changes:
+        if key != _ROWS and not key.startswith(_ENV_OPTION):
+            raise ConfigError(
+                f"--set {key}: an evaluation may change {_ENV_OPTION}NAME and {_ROWS}, nothing else"
+            )
+    return changes
+
+
+def _changed(config: "TrainConfig", changes: dict[str, Any]) -> "TrainConfig":
+    """Return the configuration of another test."""
+    from neurocoder.errors import ConfigError
+
+    if _ROWS in changes:
+        if config.policy.core != "ntm":
+            raise ConfigError(
+                f"--set {_ROWS}: this run's core is {config.policy.core!r}, which has no such memory"
+            )
+        core_config = {**config.policy.core_config, "rows": changes[_ROWS]}
+        config = replace(config, policy=replace(config.policy, core_config=core_config))
+    env_options = {k.removeprefix(_ENV_OPTION): v for k, v in changes.items() if k.startswith(_ENV_OPTION)}
+    kept = config.evaluation.env_options
+    return replace(config, evaluation=replace(config.evaluation, env_options={**kept, **env_options}))
 
 
 def _evaluate_run(run: str, checkpoint: str, logs: Path, task: int | None, options: _Options) -> int:
@@ -95,10 +137,10 @@ def _evaluate_run(run: str, checkpoint: str, logs: Path, task: int | None, optio
     from neurocoder.runs.config import EvaluationConfig
     from neurocoder.runs.preparation import environment_factory, one_game
     from neurocoder.runs.run import Run
-    from neurocoder.runs.scoring import append_score, score_checkpoint
+    from neurocoder.runs.scoring import score_checkpoint
 
     found = Run.open(run, logs)
-    config = one_game(found.config(), task)
+    config = _changed(one_game(found.config(), task), options.changes)
     path = find_checkpoint(found.checkpoints, checkpoint)
     evaluation = EvaluationConfig(
         episodes=options.episodes,
@@ -116,17 +158,27 @@ def _evaluate_run(run: str, checkpoint: str, logs: Path, task: int | None, optio
     )
     protocol = None if config.protocol is None else config.describe_protocol()
     _print(config.env, path, score, evaluation, options.seed, time.monotonic() - started, protocol)
-    try:
-        append_score(found.path, score)
-    except OSError as error:  # a read-only run can be evaluated too
-        print(f"(not kept in {found.path}: {error.strerror or error})")
+    _keep(found, score, options)
     return 0
+
+
+def _keep(run: "Run", score: "Score", options: _Options) -> None:
+    """Add the score to those of the run, if it is of the run's own test and can be kept."""
+    from neurocoder.runs.scoring import append_score
+
+    if options.changes:
+        print(f"with {', '.join(f'{key}={value!r}' for key, value in options.changes.items())}")
+        return
+    try:
+        append_score(run.path, score)
+    except OSError as error:  # a read-only run can be evaluated too
+        print(f"(not kept in {run.path}: {error.strerror or error})")
 
 
 def _evaluate_predictor(run: "Run", config: "TrainConfig", path: Path, options: _Options) -> int:
     from neurocoder.runs.checkpoint import load_checkpoint
     from neurocoder.runs.preparation import prepare
-    from neurocoder.runs.scoring import append_score, describe_predictions, score_predictions
+    from neurocoder.runs.scoring import describe_predictions, score_predictions
 
     saved = load_checkpoint(path, with_optimizer=False)
     _, policy = prepare(replace(config, device=options.device), saved, trust=options.trust)
@@ -141,10 +193,7 @@ def _evaluate_predictor(run: "Run", config: "TrainConfig", path: Path, options: 
     )
     print(f"{config.env}  {path}")
     print(describe_predictions(score, policy.action_space))
-    try:
-        append_score(run.path, score)
-    except OSError as error:
-        print(f"(not kept in {run.path}: {error.strerror or error})")
+    _keep(run, score, options)
     return 0
 
 

@@ -48,7 +48,8 @@ def reproduce(
         raise ConfigError(f"--json {json}: there is no folder {json.parent}")
     if is_count(name):
         return _counts(json)
-    from neurocoder.runs.reproduce.experiment import read_rows, report, summary
+    from neurocoder.runs.reproduce.experiment import read_rows
+    from neurocoder.runs.reproduce.report import report, summary
     from neurocoder.runs.reproduce.trainings import check, run_missing
 
     found = experiment(name)

@@ -1,8 +1,9 @@
-"""Pictures of a machine with a memory at work on one sequence, and of the order in which it sorts.
+"""Pictures of a machine with a memory at work on one sequence, and of its errors by the length of sequences.
 
 Shape suffixes: T time, B batch, H heads, N rows of the memory.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,14 +11,11 @@ import numpy as np
 import torch
 
 from neurocoder.envs import make_tasks
-from neurocoder.policies.ntm.core import NTMTrace
+from neurocoder.policies.ntm import NTMTrace
 from neurocoder.runs.reproduce.trained import Trained
 
 SEED = 7
 """Of the sequence that is drawn."""
-MEASURED = 256
-"""Sequences whose order is measured."""
-WRITTEN, READ = "R² of row written by priority", "R² of row read by rank"
 
 
 class Seen(NamedTuple):
@@ -99,86 +97,44 @@ def _by_head(weighting_TBHN: torch.Tensor) -> list[np.ndarray]:
     return list(weighting_TBHN[:, 0].permute(1, 0, 2).numpy())
 
 
-# ------------------------------------------------------------------------------- is it sorted by address?
-
-
-class Line(NamedTuple):
-    """A least-squares line through locations that go round: location = slope · x + intercept, mod rows."""
-
-    slope: float
-    intercept: float
-    r_squared: float
-    origin: int
-    """The row that the locations are counted from."""
-
-
-def circular_fit(x: np.ndarray, location: np.ndarray, rows: int) -> Line:
-    """Return the line of the highest R² over all rows that the circle of locations may be cut open at."""
-    best = Line(0.0, 0.0, 0.0, 0)
-    if np.ptp(x) == 0:
-        return best
-    for origin in range(rows):
-        y = (location - origin) % rows
-        spread = float(np.square(y - y.mean()).sum())
-        if spread == 0:
-            continue
-        slope, intercept = np.polyfit(x, y, 1)
-        r_squared = 1 - float(np.square(y - slope * x - intercept).sum()) / spread
-        if r_squared > best.r_squared:
-            best = Line(float(slope), float(intercept), r_squared, origin)
-    return best
-
-
-def order(trained: Trained, picture: Path | None) -> dict[str, float]:
-    """Return how linear a sorting machine's addresses are, by its best heads, and draw that into `picture`.
-
-    R² of where it writes an item, against the item's priority (figure 17 of the paper); and R² of where it reads, against
-    the rank of what it says.
-    """
-    seen = look(trained, MEASURED)
-    assert seen.memory is not None
-    rows = seen.memory.write_weighting.shape[-1]
-    said = seen.mask[:, 0]
-    items = int(np.flatnonzero(said)[0]) - 1  # a delimiter is between them
-    priority = seen.inputs[:items, :, -2].ravel()
-    rank = np.repeat(np.arange(said.sum()), MEASURED)
-    written = [w.argmax(-1)[:items].numpy().ravel() for w in seen.memory.write_weighting.unbind(2)]
-    read = [
-        r.argmax(-1)[torch.from_numpy(said)].numpy().ravel() for r in seen.memory.read_weighting.unbind(2)
-    ]
-    writes = [circular_fit(priority, where, rows) for where in written]
-    reads = [circular_fit(rank, where, rows) for where in read]
-    write = int(np.argmax([line.r_squared for line in writes]))
-    read_head = int(np.argmax([line.r_squared for line in reads]))
-    if picture is not None:
-        _draw_lines(
-            [
-                ("priority", f"row written, head {write + 1}", priority, written[write], writes[write]),
-                ("rank said", f"row read, head {read_head + 1}", rank, read[read_head], reads[read_head]),
-            ],
-            rows,
-            picture,
-        )
-    return {
-        WRITTEN: writes[write].r_squared,
-        READ: reads[read_head].r_squared,
-    }
-
-
-def _draw_lines(
-    panels: list[tuple[str, str, np.ndarray, np.ndarray, Line]], rows: int, picture: Path
+def draw_errors(
+    by_run: Mapping[str, Mapping[str, Mapping[int, float]]], learned: Mapping[str, int], file: Path
 ) -> None:
+    """Draw wrong bits per sequence over what makes sequences longer: a panel for each of `learned`, a line for each run.
+
+    Parameters
+    ----------
+    by_run
+        Of each run ("label, seed n"), of each name in `learned`: bits at each value.
+    learned
+        What sequences have of it in training, at most: a dotted line.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(8, 3.6), layout="constrained")
-    for axis, (x_name, y_name, x, location, line) in zip(axes, panels, strict=True):
-        axis.plot(x, (location - line.origin) % rows, "k.", markersize=2, alpha=0.3)
-        ends = np.array([x.min(), x.max()])
-        axis.plot(ends, line.slope * ends + line.intercept, "C1", label=f"R² = {line.r_squared:.2f}")
-        axis.set(xlabel=x_name, ylabel=f"{y_name} (from row {line.origin})")
-        axis.legend(fontsize=8)
-    figure.savefig(picture, dpi=110)
+    labels = list(dict.fromkeys(run.rpartition(", seed")[0] for run in by_run))
+    figure, axes = plt.subplots(
+        1, len(learned), figsize=(1 + 5 * len(learned), 3.8), squeeze=False, sharey=True, layout="constrained"
+    )
+    for axis, (name, most) in zip(axes.flat, learned.items(), strict=True):
+        named = set()
+        for run, sweeps in by_run.items():
+            label = run.rpartition(", seed")[0]
+            bits = sweeps.get(name, {})
+            axis.plot(
+                list(bits),
+                list(bits.values()),
+                f"C{labels.index(label)}.-",
+                alpha=0.7,
+                label=None if label in named else label,
+            )
+            named.add(label)
+        axis.axvline(most, color="grey", linewidth=0.8, linestyle=":")
+        axis.set(xlabel=f"{name} (learned up to {most})", yscale="symlog", ylim=(0, None))
+        axis.set_yscale("symlog", linthresh=0.1)
+    axes.flat[0].set_ylabel("wrong bits per sequence")
+    axes.flat[0].legend(fontsize=8)
+    figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -13,22 +13,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import numpy as np
-import tomli_w
 
 from neurocoder.agents.continual_metrics import summary as summary_of_matrix
 from neurocoder.errors import NeurocoderError
 from neurocoder.runs.checkpoint import saved_steps
 from neurocoder.runs.config import parse_override, resolve
-from neurocoder.runs.reproduce.experiment import Experiment, Row, Setting, read_rows, slug
+from neurocoder.runs.reproduce.command_lines import command_of, is_of_today, logs_of, shown_command
+from neurocoder.runs.reproduce.experiment import Experiment, Row, Setting, read_rows
 from neurocoder.runs.run import find_runs
 
 PACKAGES = ("neurocoder", "torch", "numpy", "gymnasium")
@@ -79,32 +78,6 @@ class Commands:
                 process.terminate()
 
 
-def command_of(setting: Setting, seed: int, logs: Path) -> list[str]:
-    """Return the arguments of ``neurocoder`` that train `setting`."""
-    arguments = ["train", setting.env, "--recipe", setting.recipe, "--seed", str(seed), "--logs", str(logs)]
-    for name, value in setting.overrides.items():
-        arguments += ["--set", f"{name}={_toml(value)}"]
-    return arguments
-
-
-def _toml(value: Any) -> str:
-    """Return `value` as TOML on one line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + "}"
-    text = tomli_w.dumps({"value": value}).removeprefix("value = ")
-    return " ".join(text.split())
-
-
-def shown_command(setting: Setting, seed: int, folder: Path) -> str:
-    """Return the command that trains `setting` below `folder`, as a row shows it: without the folder."""
-    arguments = command_of(setting, seed, _logs(setting, seed, folder))
-    return shlex.join(["neurocoder", *(part.replace(str(folder), "logs") for part in arguments)])
-
-
-def _logs(setting: Setting, seed: int, folder: Path) -> Path:
-    return folder / "runs" / f"{slug(setting.label)}-seed{seed}"
-
-
 def train(setting: Setting, seed: int, folder: Path, commands: Commands | None = None) -> Row:
     """Train `setting` with `seed`, or what is left of it, in one thread; return its row.
 
@@ -114,7 +87,7 @@ def train(setting: Setting, seed: int, folder: Path, commands: Commands | None =
         The training failed, or was stopped before its end.
     """
     commands = commands or Commands()
-    logs = _logs(setting, seed, folder)
+    logs = logs_of(setting, seed, folder)
     found = find_runs(logs)
     began = time.monotonic()
     if found and saved_steps(found[0].checkpoints):
@@ -188,7 +161,7 @@ def adopted(experiment: Experiment, folder: Path) -> list[Row]:
             label, seed = row["label"], row["seed"]
             if label not in settings or (label, seed) in have:
                 continue
-            if row["command"] == shown_command(settings[label], seed, folder):
+            if is_of_today(row, settings[label]):
                 have.add((label, seed))
                 rows.append(Row({**row, "run": f"../{beside.name}/{row['run']}"}))
     return rows

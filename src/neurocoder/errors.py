@@ -35,6 +35,8 @@ def near(name: str, known: Iterable[str]) -> str:
 
 def lookup(table: Mapping[str, T], name: str, kind: str, error: type[NeurocoderError] = ConfigError) -> T:
     """Return ``table[name]`` or raise `error` with what was asked for and what is near."""
+    if not isinstance(name, str):
+        raise error(f"{kind} {name!r} must be a name, in quotes{near(str(name), table)}")
     if name not in table:
         raise error(f"unknown {kind} {name!r}{near(name, table)}")
     return table[name]

@@ -415,7 +415,7 @@ def test_replayed_images_compete_with_the_classes_of_now():
 
 def test_the_optimiser_is_carried_over():
     one = until_task(learner("none"), 2)
-    draws = sum(2 * -(-int(one.envs.task.with_option("task", k).n) // 16) for k in (0, 1))
+    draws = sum(2 * -(-int(one.envs.task.with_options(task=k).n) // 16) for k in (0, 1))
     state = one.optimizer.state_dict()["state"]
     assert {int(slots["step"]) for slots in state.values()} == {draws}
 

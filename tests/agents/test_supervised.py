@@ -183,6 +183,8 @@ def test_options_of_a_curriculum_grow_together():
     assert [grown.values(index)["max_length"] for index in (0, 2, 4, 8, 99)] == [2, 4, 6, 9, 9]  # 3.75, 5.5
     lengths = [(len(grown.draw(0, index, 3).inputs) - 1) // 2 for index in range(200)]
     assert lengths[0] in (1, 2) and set(lengths[8:]) == {5, 6, 7, 8, 9}
+    beyond = {"min_length": 30, "max_length": 40}  # each alone would not go with the other's own value
+    assert len(Curriculum(envs.task, beyond, beyond, 0).draw(0, 0, 1).inputs) >= 61
 
 
 @pytest.mark.parametrize(
@@ -192,6 +194,10 @@ def test_options_of_a_curriculum_grow_together():
         (dict(start={"max_length": 0}, end={"max_length": 9}, updates=9), "max_length=0"),
         (dict(start={"max_length": 1}, updates=9), r"curriculum.end={} must be a value for each of start="),
         (dict(updates=-1), "supervised.curriculum.updates=-1"),
+        (
+            dict(start={"bits": 2}, end={"bits": 8}, updates=5),
+            "Copy with bits=2: observations and actions of another",
+        ),
     ],
 )
 def test_an_impossible_curriculum_is_refused(plan, message):

@@ -160,10 +160,10 @@ def test_impossible_options_are_refused(options, message):
 
 def test_only_the_task_may_change():
     task = ContinualTask("digits")
-    assert task.with_option("task", 2).task == 2 and task.task == 0
+    assert task.with_options(task=2).task == 2 and task.task == 0
     for name, value in (("scenario", "class"), ("task", 9)):
         with pytest.raises(EnvError, match=name):
-            task.with_option(name, value)
+            task.with_options(**{name: value})
 
 
 def test_a_batch_goes_to_another_task():

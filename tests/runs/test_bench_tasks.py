@@ -84,3 +84,35 @@ def test_the_command_prints_and_writes(command, unit, tmp_path, capsys):
     assert content["protocol"]["seconds"] == 0.01
     assert main(["bench", command, "--seconds", "0"]) == 2
     assert "--seconds" in capsys.readouterr().err
+
+
+AIO = '''
+"""What of pytorch-ntm is called, with a machine that says what it learned."""
+import torch
+from .said import NUMBERS
+
+class EncapsulatedNTM(torch.nn.Linear):
+    def __init__(self, n_in, n_out, *sizes):
+        super().__init__(n_in, n_out)
+        assert (n_in, n_out, sizes) == NUMBERS
+
+    def init_sequence(self, batch):
+        self.zeros = torch.zeros(batch, self.in_features)
+
+    def forward(self, x=None):
+        return torch.sigmoid(super().forward(self.zeros if x is None else x)), None
+'''
+
+
+def test_a_peer_is_measured_from_its_folder(tmp_path, capsys):
+    package = tmp_path / "peer" / "ntm"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "said.py").write_text("NUMBERS = (9, 8, (100, 1, 1, 128, 20))")
+    (package / "aio.py").write_text(AIO)
+    arguments = ["bench", "ntm", "--seconds", "0.01", "--repeats", "1", "--peer"]
+    assert main([*arguments, str(package.parent)]) == 0
+    assert "× pytorch-ntm, batch 32" in capsys.readouterr().out
+    assert main([*arguments, str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "expected a checkout of pytorch-ntm" in error and error.count("\n") == 1

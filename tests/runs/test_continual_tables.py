@@ -6,6 +6,7 @@ import pytest
 from neurocoder.runs.reproduce import continual_cifar, trainings
 from neurocoder.runs.reproduce import continual_tables as ct
 from neurocoder.runs.reproduce import experiment as ex
+from neurocoder.runs.reproduce.report import report
 
 
 def rows(label: str, values) -> list[dict]:
@@ -58,7 +59,7 @@ def test_a_row_of_the_table_is_trained_and_shown(tmp_path):
     assert row["parameters"] == 328_194 and len(row["scores"]) == 5 and row["losses"] == []
     assert row["measures"]["acc"] == pytest.approx(row["scores"][-1], abs=1e-3)
     assert {"bwt", "fwt", "forgetting_max", "forgetting_first"} <= row["measures"].keys()
-    text = ex.report(table, tmp_path)
+    text = report(table, tmp_path)
     assert f"| SI | {row['scores'][-1]:.2f} ± 0.00 (64.41 ± 3.36) |" in text
     assert (tmp_path / "rows.csv").read_text().count("\n") == 6
 

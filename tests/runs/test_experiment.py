@@ -18,7 +18,9 @@ from neurocoder.runs.cli import main
 from neurocoder.runs.reproduce import experiment as ex
 from neurocoder.runs.reproduce import trainings
 from neurocoder.runs.reproduce.catalogue import EXPERIMENTS, experiment
+from neurocoder.runs.reproduce.command_lines import command_of
 from neurocoder.runs.reproduce.polynomials import boundary_score, changes
+from neurocoder.runs.reproduce.report import report
 from neurocoder.runs.reproduce.trained import open_row
 from neurocoder.runs.reproduce.verdicts import against
 from neurocoder.runs.run import find_runs
@@ -69,10 +71,12 @@ def test_a_table_is_trained_once(tmp_path, capsys):
     assert "0 min left" in capsys.readouterr().out
     trainings.run_missing(table, tmp_path, seeds=2, jobs=2)
     assert len(ex.read_rows(tmp_path)) == 4 and capsys.readouterr().out == ""
-    text = ex.report(table, tmp_path)
+    text = report(table, tmp_path)
     ends = [row["scores"][-1] for row in rows if row["label"] == "linear"]
     assert f"| linear | 1,210 | 2 | {np.mean(ends):.2f} ± {np.std(ends, ddof=1):.2f} |" in text
-    assert "So it is." in text and "| 99 |" in text
+    assert "So it is." in text and "| 99 |" in text and "today's" not in text
+    changed = replace(table, settings=[table.settings[0].with_overrides(log_every=640), table.settings[1]])
+    assert "to train it anew): linear, seed 0; linear, seed 1." in report(changed, tmp_path)
     assert (tmp_path / "rows.csv").read_text().count("\n") == 13
     assert json.loads((tmp_path / "summary.json").read_text())[0]["setting"] == "linear"
 
@@ -82,7 +86,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
         steps=64_000, checkpoint_every=6_400, evaluation__every=32_000
     )
     logs = tmp_path / "runs" / "long-seed5"
-    command = [sys.executable, "-m", "neurocoder.runs.cli", *trainings.command_of(setting, 5, logs)]
+    command = [sys.executable, "-m", "neurocoder.runs.cli", *command_of(setting, 5, logs)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(logs.glob("*/*/checkpoints/6*")):
@@ -184,7 +188,7 @@ def test_every_setting_of_the_paper_can_be_trained_in_full_and_quickly(name):
 
 def test_values_on_the_command_line_are_one_argument():
     setting = ex.Setting("x", "e", "r", {"a": [1, 2.5], "b": "text", "c": {}, "d": {"e": True}})
-    arguments = trainings.command_of(setting, 0, Path("logs"))
+    arguments = command_of(setting, 0, Path("logs"))
     assert arguments[9::2] == ["a=[ 1, 2.5, ]", 'b="text"', "c={}", "d={e = true}"]
 
 

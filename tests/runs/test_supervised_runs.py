@@ -1,6 +1,7 @@
 """Supervised runs through the commands: the same folder, resume, scores and recordings as all other runs."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -221,3 +222,31 @@ def test_a_recording_of_a_turing_machine_shows_its_memory(tmp_path: Path) -> Non
     assert (
         main(["replay", "export", str(folder), str(out)]) == 0 and "attention/core/read1" in out.read_text()
     )
+
+
+def test_a_run_is_tested_on_longer_sequences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["steps=1600", "checkpoint_every=1600", "evaluation.every=0", "policy.core_size=8"]
+    small += ["policy.core_config={rows = 16}", "env_options={max_length = 6}"]
+    options = [part for setting in small for part in ("--set", setting)]
+    assert main(["train", "neurocoder/Copy-v0", "--logs", str(tmp_path), *options]) == 0
+    (run,) = find_runs(tmp_path)
+    longer = ["--set", "env_options.min_length=30", "--set", "env_options.max_length=30"]
+    longer += ["--set", "policy.core_config.rows=40", "--episodes", "16"]
+    capsys.readouterr()
+    assert main(["eval", str(run.path), *longer]) == 0
+    out = capsys.readouterr().out
+    assert "with env_options.min_length=30, env_options.max_length=30, policy.core_config.rows=40" in out
+    wrong = float(re.search(r"([\d.]+) wrong bits", out)[1])  # about half of 240; of six vectors there are 48
+    assert 60 < wrong <= 240
+    assert not (run.path / "evaluations.jsonl").exists()  # it is another test than the run's own
+    assert main(["eval", str(run.path)]) == 0 and (run.path / "evaluations.jsonl").exists()
+    for setting, message in (
+        ("env_options.max_lenght=9", "max_lenght"),
+        ("policy.core_config.rows=2", "rows=2 must be >= 3"),
+        ("policy.core_size=9", "may change env_options.NAME and policy.core_config.rows, nothing else"),
+        ("env_options.max_length", "expected KEY=VALUE"),
+    ):
+        capsys.readouterr()
+        assert main(["eval", str(run.path), "--set", setting]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
