@@ -30,12 +30,12 @@ class Test:
     options: Mapping[str, int] = field(default_factory=dict)
     target: float | None = None
     """Bits per sequence that the best and the median seed of the machine should stay below."""
-    rows: int = 0
-    """Of the memory, where it is another than the one that was trained with; only for machines."""
+    rows: int = 128
+    """Of a machine's memory, whatever it was trained with; the paper's unless said."""
 
     def set_up(self, trained: Trained) -> Trained:
         """Return `trained` with the test's options, and its memory."""
-        if self.rows and isinstance(trained.policy.core, NTMCore):
+        if isinstance(trained.policy.core, NTMCore):
             trained = trained._replace(policy=copy.deepcopy(trained.policy))
             core = trained.policy.core
             assert isinstance(core, NTMCore)

@@ -80,6 +80,8 @@ def test_ranges_at_their_upper_end():
 class Told(torch.nn.Module):
     """A policy that predicts a constant probability of 1 for every bit."""
 
+    core = None
+
     def __init__(self, probability: float, n_bits: int) -> None:
         super().__init__()
         self.logit = torch.nn.Parameter(torch.full((n_bits,), probability).logit())
@@ -144,6 +146,7 @@ def test_a_machine_is_tested_with_more_rows_and_left_as_it_was():
     assert larger.policy.core.rows == 40 and trained.policy.core.rows == 16
     assert larger.options == {"items": 7, "targets": 4}
     assert sequence_pictures.look(larger, 2).memory.memory.shape[-2] == 40
+    assert sequence_tests.Test("the paper's").set_up(trained).policy.core.rows == 128
     assert 0 < sequence_tests.bits(trained, test, 1024, coded=False) <= 32
 
 
