@@ -134,14 +134,14 @@ def figures(table: Table, rows: Sequence[Row], folder: Path) -> None:
         unit="million steps of sequences",
         title=table.title,
     )
-    if table.sweeps and done:
-        by_run = {
-            key: {
-                name: {int(n): wrong for n, wrong in points.items()}
-                for name, points in tests["sweeps"].items()
-            }
-            for key, tests in done.items()
+    by_run = {
+        key: {
+            name: {int(n): wrong for n, wrong in points.items()} for name, points in tests["sweeps"].items()
         }
+        for key, tests in done.items()
+        if tests["sweeps"]
+    }
+    if by_run:
         draw_errors(by_run, {sweep.name: sweep.learned for sweep in table.sweeps}, folder / "errors.png")
 
 

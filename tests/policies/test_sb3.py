@@ -265,6 +265,22 @@ def test_every_head_learns_in_ppo(head):
     )
 
 
+def test_a_neurocoder_head_has_its_options_here_unless_told_otherwise():
+    plain = PPO(NeurocoderPolicy, "CartPole-v1", device="cpu").policy
+    told = PPO(
+        NeurocoderPolicy,
+        "CartPole-v1",
+        policy_kwargs=dict(head_kwargs=dict(attention_heads=3, orthogonality=0.1)),
+        device="cpu",
+    ).policy
+    other = PPO(NeurocoderPolicy, "CartPole-v1", policy_kwargs=dict(head="lowrank"), device="cpu").policy
+    for layer in head_layers(plain):
+        assert (layer.head.attention_heads, layer.head.orthogonality) == (2, 0.01)
+    for layer in head_layers(told):
+        assert (layer.head.attention_heads, layer.head.orthogonality) == (3, 0.1)
+    assert sum(1 for _ in head_layers(other)) == 2
+
+
 def test_many_processes_of_environments():
     envs = make_vec_env("CartPole-v1", n_envs=2, seed=0, vec_env_cls=SubprocVecEnv)
     try:
