@@ -267,9 +267,10 @@ class Policy(nn.Module):
     def diagnostics(self, features: Tensor) -> dict[str, float]:
         """Return both heads' diagnostics for what they see, prefixed ``actor/`` and ``critic/``."""
         numbers: dict[str, float] = {}
-        for name, head in (("actor", self.actor), ("critic", self.critic)):
-            if head is not None:
-                numbers |= {f"{name}/{key}": value for key, value in head.diagnostics(features).items()}
+        with torch.autocast(features.device.type, enabled=False):
+            for name, head in (("actor", self.actor), ("critic", self.critic)):
+                if head is not None:
+                    numbers |= {f"{name}/{key}": value for key, value in head.diagnostics(features).items()}
         return numbers
 
 

@@ -218,6 +218,10 @@ class NTMCore(Core):
         self, features: Tensor, state: State, episode_start: Tensor
     ) -> tuple[Tensor, State, NTMTrace]:
         """Return output and next state as :meth:`forward` does, and what the machine did."""
+        device = features.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self.forward_with_trace(features.to(self.start_reads.dtype), state, episode_start)
         single = features.ndim == 2
         if single:
             features, episode_start = features[None], episode_start[None]

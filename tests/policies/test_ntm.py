@@ -587,10 +587,16 @@ def test_autocast_does_not_reach_the_memory():
     core = make_core("ntm", 3, 4)
     features, start = torch.randn(4, 2, 3), torch.zeros(4, 2, dtype=torch.bool)
     exact = core(features, core.initial_state(2), start)
+    traced = core.forward_with_trace(features, core.initial_state(2), start)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(core(features, core.initial_state(2), start), exact, rtol=0, atol=0)
-        coarse, _ = core(features.bfloat16(), core.initial_state(2), start)
-    assert coarse.dtype == torch.float32
+        again = core.forward_with_trace(features, core.initial_state(2), start)
+        torch.testing.assert_close(again, traced, rtol=0, atol=0)
+        coarse = [
+            call(features.bfloat16(), core.initial_state(2), start)[0]
+            for call in (core, core.forward_with_trace)
+        ]
+    assert all(output.dtype == torch.float32 for output in coarse)
 
 
 @pytest.fixture

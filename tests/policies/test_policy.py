@@ -249,3 +249,22 @@ def test_a_config_that_is_spelled_out_is_the_same_policy_and_depends_on_no_defau
     monkeypatch.setattr("neurocoder.policies.heads.factory.SHARPNESS", 2.0)
     monkeypatch.setattr("neurocoder.policies.heads.factory.COMPONENTS", 3)
     assert repr(Policy(space, SIX, whole)) == repr(policy)
+
+
+@pytest.mark.parametrize(
+    ("head", "core"), [*((head, "none") for head in HEADS), *(("moe", core) for core in CORES)]
+)
+def test_under_autocast_everything_learners_ask_for_is_there(head, core):
+    torch.manual_seed(0)
+    policy = Policy(VECTOR, SIX, PolicyConfig(encoder="mlp", core=core, core_size=8, head=head))
+    observation, start = torch.randn(3, 2, 6), torch.zeros(3, 2, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _, _ = policy(observation, policy.initial_state(2), start)
+        learned, features, auxiliary = policy.evaluate(observation, policy.initial_state(2), start)
+        logits, _ = policy.act(observation[0], policy.initial_state(2), start[0])
+        numbers = policy.diagnostics(features[-1])
+    (learned.logits.square().mean() + learned.value.square().mean() + auxiliary).backward()
+    kept = (output.logits, output.value, learned.logits, learned.value, logits, features, auxiliary)
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in kept)
+    assert all(np.isfinite(value) for value in numbers.values())
+    assert numbers == policy.diagnostics(features[-1])
