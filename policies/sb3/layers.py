@@ -17,10 +17,10 @@ ACTOR_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.3}
 ESTIMATE_SCALE = dict.fromkeys(HEADS, 1.0) | {"neurocoder": 3.0}
 
 # What SB3's learning rates ask for beyond `options_for`. Singular values add up over the attention heads: with four, a
-# critic moves too far for PPO on Acrobot, which is solved after 100,000 steps or more by each of four seeds, 24,000 to
-# 56,000 with two (the stock policy: 48,000 to 64,000). The gradients of SB3's averaged losses are small: beside them the
-# layer's own weight of 0.1 is large; PPO on CartPole takes 26,000 steps in the median of six seeds with two heads, 14,000
-# with a tenth of that weight, too (the stock policy: 26,000).
+# critic moves too far for PPO on Acrobot, which none of four seeds solves in 64,000 steps, three of them with two heads
+# in 40,000 (the stock policy: all in 64,000). The gradients of SB3's averaged losses are small: beside them the layer's
+# own weight of 0.1 is large; PPO on CartPole takes 27,000 steps in the median of six seeds with two heads, 14,000 with a
+# tenth of that weight, too (the stock policy: 26,000).
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"neurocoder": {"attention_heads": 2, "orthogonality": 0.01}}
 
 
