@@ -12,7 +12,7 @@ from neurocoder.policies.heads import HEADS, Head, make_head, options_for
 # Multiplied into the heads' weights once, at initialisation. A fresh agent acts nearly uniformly; what estimates
 # returns starts about as large as SB3's own (gain 1; a program's attention and smallest singular value make it three
 # times smaller), as PPO's learning rate takes long to grow weights to returns of a hundred and more. With 0.01 and 0.03
-# instead, PPO took 72,000 steps on CartPole; with these it takes as many as the stock policy, or fewer.
+# instead, PPO took 72,000 steps on CartPole; with these about as many as the stock policy.
 ACTOR_SCALE = dict.fromkeys(HEADS, 0.01) | {"neurocoder": 0.3}
 ESTIMATE_SCALE = dict.fromkeys(HEADS, 1.0) | {"neurocoder": 3.0}
 
