@@ -19,7 +19,8 @@ Shape suffixes: T time, B batch.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.envs import EPISODE, Curriculum, Place, TaskVectorEnv
 from neurocoder.errors import ConfigError, require
 from neurocoder.policies import Policy
+from neurocoder.policies.ntm import NTMCore
 
 OPTIMIZERS = ("adam", "sgd", "rmsprop", "adagrad")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -78,6 +80,8 @@ class SupervisedConfig:
     max_grad_value: float = 0.0
     """Every number of the gradient is cut to ± this, as in Graves et al. 2014; 0 switches that off."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    memory_rows: list[int] = field(default_factory=list)
+    """Numbers of rows that an NTM's memory has in turns, batch by batch, e.g. [24, 128]; empty: what the core says."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "supervised.batch_size", self.batch_size, ">= 1")
@@ -227,6 +231,34 @@ def with_curriculum(envs: TaskVectorEnv, plan: CurriculumConfig) -> TaskVectorEn
     return TaskVectorEnv(Curriculum(envs.task, plan.start, plan.end, plan.updates), envs.num_envs)
 
 
+@contextmanager
+def memory_of_turn(policy: Policy, sizes: Sequence[int], turn: int) -> Iterator[None]:
+    """Give the memory of `policy` the size whose `turn` it is, 0, 1, …, for what begins inside; its own if there are none.
+
+    Raises
+    ------
+    ConfigError
+        The core has no memory, or none can be so small.
+    """
+    if not sizes:
+        yield
+        return
+    if not isinstance(policy.core, NTMCore):
+        raise ConfigError(
+            f"supervised.memory_rows={list(sizes)}: core {policy.config.core!r} has no memory; use core 'ntm', or leave "
+            f"memory_rows out"
+        )
+    with policy.core.resized(sizes[turn % len(sizes)]):
+        yield
+
+
+def check_memories(policy: Policy, config: SupervisedConfig) -> None:
+    """Raise :class:`ConfigError` unless the memory of `policy` can have each of ``memory_rows``."""
+    for turn in range(len(config.memory_rows)):
+        with memory_of_turn(policy, config.memory_rows, turn):
+            pass
+
+
 def make_optimizer(config: SupervisedConfig, policy: Policy) -> torch.optim.Optimizer:
     """Return the optimiser of those parameters of `policy` that are not frozen."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -295,6 +327,7 @@ class SupervisedLearner:
         precision: str = "fp32",
     ) -> None:
         envs = with_curriculum(envs, config.curriculum)
+        check_memories(policy, config)
         self.policy, self.envs, self.config = policy, envs, config
         self.total_steps, self.precision = total_steps, precision
         self.steps = 0
@@ -314,9 +347,11 @@ class SupervisedLearner:
         NonFiniteLossError
             The loss is not finite; the parameters are as they were.
         """
+        draw = self.envs.stream.place.draw
         batch = self._last = next(self._batches).to(self.device)
         self.policy.train()
-        logits, auxiliary = predict(self.policy, batch, self.precision)
+        with memory_of_turn(self.policy, self.config.memory_rows, draw):
+            logits, auxiliary = predict(self.policy, batch, self.precision)
         space = self.envs.single_action_space
         loss = masked_mean(step_losses(space, logits, batch.target), batch.mask)
         value = loss.item()

@@ -9,7 +9,7 @@ from torch import nn
 
 from neurocoder.agents.growth import growing_heads
 from neurocoder.agents.importance import Network
-from neurocoder.agents.supervised import with_curriculum
+from neurocoder.agents.supervised import check_memories, with_curriculum
 from neurocoder.envs import (
     EpisodeRecorder,
     choose,
@@ -109,6 +109,8 @@ def prepare(
     finally:
         with_envs.close()
     _refuse_running_statistics(config, policy)
+    if config.agent == "supervised":
+        check_memories(policy, config.supervised)
     if sequence and config.continual.grow:
         growing_heads(Network(policy))
     if checkpoint is not None:

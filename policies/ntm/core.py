@@ -14,6 +14,7 @@ number of rows; with a fixed one, no parameter depends on it, and a trained mach
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -146,6 +147,16 @@ class NTMCore(Core):
         if rows < shifts:
             raise ConfigError(f"rows={rows} must be >= {shifts}, the shifts of shift_range={shifts // 2}")
         self.rows = rows
+
+    @contextmanager
+    def resized(self, rows: int) -> Iterator[None]:
+        """Give memories of `rows` rows to the states that are made inside."""
+        own = self.rows
+        self.resize(rows)
+        try:
+            yield
+        finally:
+            self.rows = own
 
     # ------------------------------------------------------------------------------------------- state
 

@@ -14,7 +14,13 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from neurocoder.errors import ConfigError
 from neurocoder.policies.heads import MoEHead
-from neurocoder.policies.sb3.layers import HeadOptions, add_auxiliary_loss, refuse_sde, replace_linear
+from neurocoder.policies.sb3.layers import (
+    HeadOptions,
+    add_auxiliary_loss,
+    fused_adam,
+    refuse_sde,
+    replace_linear,
+)
 
 
 class ActorCriticHeads(HeadOptions):
@@ -29,7 +35,8 @@ class ActorCriticHeads(HeadOptions):
         # Only now: SB3's orthogonal initialisation would have gone into the heads, and its optimiser not.
         self.action_net = replace_linear(self.action_net, "actor", self.head, self.head_kwargs, acts=True)
         self.value_net = replace_linear(self.value_net, "critic", self.head, self.head_kwargs)
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        options = fused_adam(self.optimizer_class, self.optimizer_kwargs)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **options)
 
     def _get_action_dist_from_latent(self: Any, *args: Any, **kwargs: Any) -> Distribution:
         """As SB3 has it, but on a distribution of its own.

@@ -135,6 +135,16 @@ def replace_linear(
     return layer.to(linear.weight.device)
 
 
+def fused_adam(optimizer_class: type[torch.optim.Optimizer], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `options` of an optimiser, and for Adam that all of its arithmetic is done in one pass, unless they say how.
+
+    A head has more tensors than the layer whose place it takes, and PyTorch's default goes through them one by one.
+    """
+    said = {"fused", "foreach", "capturable", "differentiable"} & options.keys()
+    fused = optimizer_class in (torch.optim.Adam, torch.optim.AdamW) and not said
+    return {**options, "fused": True} if fused else dict(options)
+
+
 def refuse_sde(used: bool) -> None:
     """Raise :class:`ConfigError` if state-dependent exploration is `used`."""
     if used:

@@ -1,6 +1,6 @@
 """SB3's PPO on Pong with its own CnnPolicy or with ours: one curve each.
 
-    python -m neurocoder.runs.reproduce.sb3_pong FOLDER stock|neurocoder [--steps 1000000] [--threads 1]
+    python -m neurocoder.runs.reproduce.sb3_pong FOLDER stock|neurocoder [--steps 1000000] [--threads 1] [--device cpu]
     python -m neurocoder.runs.reproduce.sb3_pong FOLDER plot
 
 Hyper-parameters are the RL Zoo's for Atari (rl_zoo3 2.9.2); games are ale-py's native batch under machado2018 (sticky
@@ -30,7 +30,9 @@ def lines_of(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def train(folder: Path, policy: Literal["stock", "neurocoder"], steps: int, threads: int, every: int) -> None:
+def train(
+    folder: Path, policy: Literal["stock", "neurocoder"], steps: int, threads: int, every: int, device: str
+) -> None:
     """Train from where the last call stopped until `steps`, adding a row of the curve every `every` steps."""
     import torch
     from stable_baselines3 import PPO
@@ -48,14 +50,14 @@ def train(folder: Path, policy: Literal["stock", "neurocoder"], steps: int, thre
     before = float(kept[-1]["seconds"]) if done else 0.0
     envs = make_atari("ALE/Pong-v5", GAMES, num_threads=threads)
     if done:
-        model = PPO.load(saved, env=envs, device="cpu", seed=done)  # SB3 would play the first games again
+        model = PPO.load(saved, env=envs, device=device, seed=done)  # SB3 would play the first games again
     else:
         model = PPO(
             NeurocoderCnnPolicy if policy == "neurocoder" else "CnnPolicy",
             envs,
             learning_rate=LinearSchedule(2.5e-4, 0.0, 1.0),
             seed=0,
-            device="cpu",
+            device=device,
             **options,
         )
         curve.unlink(missing_ok=True)
@@ -120,13 +122,14 @@ def reproduce(
     steps: int = 1_000_000,
     threads: int = 1,
     every: int = EVERY,
+    device: str = "cpu",
 ) -> None:
     """Train one policy, or draw what there is."""
     folder.mkdir(parents=True, exist_ok=True)
     if what == "plot":
         plot(folder)
     else:
-        train(folder, what, steps, threads, every)
+        train(folder, what, steps, threads, every, device)
 
 
 if __name__ == "__main__":

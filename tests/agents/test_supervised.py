@@ -205,6 +205,49 @@ def test_an_impossible_curriculum_is_refused(plan, message):
         copying(**plan)
 
 
+def remembering(sizes, core="ntm"):
+    envs = make_tasks("neurocoder/Copy-v0", 4, {"max_length": 9})
+    torch.manual_seed(0)
+    options = {"rows": 20} if core == "ntm" else {}
+    policy = Policy(
+        envs.single_observation_space,
+        envs.single_action_space,
+        PolicyConfig(encoder="mlp", core=core, core_size=4, core_config=options, head="linear", critic=False),
+    )
+    config = SupervisedConfig(batch_size=4, learning_rate=0.1, memory_rows=sizes)
+    return SupervisedLearner(policy, envs, config, 10**6, seed=0)
+
+
+def test_memories_take_turns():
+    """A learner whose memory somebody else resizes before each batch is the oracle."""
+    turning, resized, fixed = remembering([3, 5]), remembering([]), remembering([])
+    for turn in range(6):
+        resized.policy.core.resize([3, 5][turn % 2])
+        if turn == 3:  # goes on with the memory whose turn it is
+            state, parameters = turning.state(), turning.policy.state_dict()
+            turning = remembering([3, 5])
+            turning.policy.load_state_dict(parameters)
+            turning.load(*state)
+        losses = [learner.update().loss for learner in (turning, resized, fixed)]
+        assert losses[0] == losses[1] and turning.policy.core.rows == 20
+    assert losses[0] != losses[2]
+    for ours, other in zip(turning.policy.parameters(), resized.policy.parameters(), strict=True):
+        assert torch.equal(ours, other)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "core", "message"),
+    [
+        ([24, 2], "ntm", "rows=2 must be >= 3"),
+        ([24, 0], "ntm", "rows=0 must be an integer >= 1"),
+        ([24], "lstm", r"supervised.memory_rows=\[24\]: core 'lstm' has no memory; use core 'ntm'"),
+    ],
+)
+def test_a_memory_that_cannot_be_is_refused(sizes, core, message):
+    with pytest.raises(ConfigError, match=message):
+        remembering(sizes, core)
+
+
 def test_a_foreign_state_is_refused():
     learner = digits()
     learner.update()
