@@ -180,17 +180,15 @@ def test_every_parameter_is_in_its_optimizer(case):
 def test_adam_is_fused_unless_said_otherwise():
     """It learns what PyTorch's default learns; SB3's own options stay."""
     fused, plain = make("PPO"), make("PPO", optimizer_kwargs=dict(foreach=False, eps=1e-5))
-    flags = [model.policy.optimizer.param_groups[0] for model in (fused, plain)]
-    assert [group["fused"] for group in flags] == [True, None] and [group["eps"] for group in flags] == [
-        1e-5
-    ] * 2
+    ours, default = (model.policy.optimizer.param_groups[0] for model in (fused, plain))
+    assert ours["fused"] and not default["fused"] and ours["eps"] == default["eps"] == 1e-5
     for policy in (fused.policy, plain.policy):
         for _ in range(3):
             policy.optimizer.zero_grad()
             policy.predict_values(torch.ones(1, *fused.observation_space.shape)).sum().backward()
             policy.optimizer.step()
-    for ours, other in zip(fused.policy.parameters(), plain.policy.parameters(), strict=True):
-        torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-6)
+    for parameter, other in zip(fused.policy.parameters(), plain.policy.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other, rtol=1e-4, atol=1e-6)
     assert "fused" not in fused.policy.optimizer_kwargs  # what the zip says is what the user said
 
 
