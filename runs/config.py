@@ -220,6 +220,14 @@ def to_mapping(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one, with dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
 def to_toml(config: TrainConfig) -> str:
     """Return `config` as TOML text."""
     return tomli_w.dumps(to_mapping(config))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from neurocoder.errors import NeurocoderError
-from neurocoder.runs.config import TrainConfig
+from neurocoder.runs.config import TrainConfig, flat
 from neurocoder.runs.run import Run
 
 Metric = Literal["evaluation", "training"]
@@ -69,7 +69,7 @@ class ScoredRun:
         config = dataclasses.asdict(self.config)
         for key in ("env", "protocol", "vectorization", "evaluation", *NOT_LEARNING):
             del config[key]
-        settings = {"protocol": self.config.protocol_hash, **_flat(config)}  # its hash covers the engine
+        settings = {"protocol": self.config.protocol_hash, **flat(config)}  # its hash covers the engine
         if self.curve.deterministic is not None:
             settings["evaluation.deterministic"] = self.curve.deterministic
             settings["evaluation.stuck_after"] = self.config.evaluation.stuck_after
@@ -97,14 +97,6 @@ class Group:
     def meaning(self) -> str:
         """What the scores of all of them mean, see ``ScoredRun.meaning``."""
         return self.runs[0].meaning
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 # ------------------------------------------------------------------------------------- reading runs

@@ -7,6 +7,7 @@ from typing import Any
 
 import tomli_w
 
+from neurocoder.runs.config import TrainConfig, parse_override, resolve
 from neurocoder.runs.reproduce.experiment import Row, Setting, slug
 
 
@@ -21,6 +22,13 @@ def command_of(setting: Setting, seed: int, logs: Path) -> list[str]:
     for name, value in setting.overrides.items():
         arguments += ["--set", f"{name}={_toml(value)}"]
     return arguments
+
+
+def config_of(setting: Setting, seed: int) -> TrainConfig:
+    """Return the configuration that those arguments come to."""
+    texts = [f"{name}={_toml(value)}" for name, value in setting.overrides.items()]
+    overrides = dict(parse_override(text) for text in texts)
+    return resolve(setting.env, setting.recipe, {**overrides, "seed": seed}, setting.label)
 
 
 def _toml(value: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from neurocoder.runs.config import flat
 from neurocoder.runs.reproduce.experiment import ACCURACY, Experiment, Row, Setting
 from neurocoder.runs.reproduce.pictures import bars
 from neurocoder.runs.reproduce.verdicts import against
@@ -66,22 +67,11 @@ def _setting(network: str, name: str) -> Setting:
             encoder |= {"layers_head": head, "layers_head_config": options}
         if head == "lowrank":
             options = {"rank": min(10, options["rank"])}  # ten classes
-    overrides |= {f"policy.encoder_config.{key}": value for key, value in _flat(encoder)}
-    overrides |= {f"policy.head_config.{key}": value for key, value in options.items()}
+    overrides |= flat(encoder, "policy.encoder_config.")
+    overrides |= flat(options, "policy.head_config.")
     recipe = "images" if network == "MLP" else "images-lenet"
     published = PUBLISHED.get((network, name), "")
     return Setting(f"{network}, {name}", ENV, recipe, overrides, published)
-
-
-def _flat(table: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Return dotted keys and values."""
-    found = []
-    for key, value in table.items():
-        if isinstance(value, dict):
-            found += [(f"{key}.{inner}", content) for inner, content in _flat(value)]
-        else:
-            found.append((key, value))
-    return found
 
 
 def verdict(rows: Sequence[Row], folder: Path) -> str:

@@ -218,6 +218,8 @@ FAR: dict[str, Any] = {
     "policy.core_config.first_heads": {"sharpening": 3.0, "gate": 0.05},
     "policy.core_config.memory_init": "learned",
     "supervised.max_grad_norm": 0.05,
+    "supervised.learning_rate": 5e-4,
+    "supervised.memory_rows": [24, 128],
     "supervised.curriculum.start.max_length": 2,
     "supervised.curriculum.end.max_length": 20,
     "supervised.curriculum.updates": 10_000,

@@ -25,11 +25,20 @@ import numpy as np
 from neurocoder.agents.continual_metrics import summary as summary_of_matrix
 from neurocoder.errors import NeurocoderError
 from neurocoder.runs.checkpoint import saved_steps
-from neurocoder.runs.config import parse_override, resolve
-from neurocoder.runs.reproduce.command_lines import command_of, is_of_today, logs_of, shown_command
+from neurocoder.runs.config import flat, to_mapping
+from neurocoder.runs.preparation import prepare
+from neurocoder.runs.reproduce.command_lines import (
+    command_of,
+    config_of,
+    is_of_today,
+    logs_of,
+    shown_command,
+)
 from neurocoder.runs.reproduce.experiment import Experiment, Row, Setting, read_rows
-from neurocoder.runs.run import find_runs
+from neurocoder.runs.run import Run, find_runs
 
+OF_MACHINE = ("device", "precision")
+"""What ``auto`` came to: a run may go on where that is something else."""
 PACKAGES = ("neurocoder", "torch", "numpy", "gymnasium")
 
 
@@ -84,13 +93,14 @@ def train(setting: Setting, seed: int, folder: Path, commands: Commands | None =
     Raises
     ------
     NeurocoderError
-        The training failed, or was stopped before its end.
+        The training failed, was stopped before its end, or began with other options than the setting's.
     """
     commands = commands or Commands()
     logs = logs_of(setting, seed, folder)
     found = find_runs(logs)
     began = time.monotonic()
     if found and saved_steps(found[0].checkpoints):
+        _refuse_another(found[0], setting, seed)
         commands.run(["train", "--resume", str(found[0].path)])
     else:
         commands.run(command_of(setting, seed, logs))
@@ -122,6 +132,16 @@ def train(setting: Setting, seed: int, folder: Path, commands: Commands | None =
     )
 
 
+def _refuse_another(run: Run, setting: Setting, seed: int) -> None:
+    """Raise a NeurocoderError if `run` did not begin as `setting` with `seed` would: a row shows what was run."""
+    config, _ = prepare(config_of(setting, seed))
+    there, now = flat(to_mapping(run.config())), flat(to_mapping(config))
+    other = [key for key in {**there, **now} if key not in OF_MACHINE and there.get(key) != now.get(key)]
+    if other:
+        told = ", ".join(f"{key} {there.get(key)} (now {now.get(key)})" for key in other)
+        raise NeurocoderError(f"{run.path} has other options: {told}; take it away, and it is trained anew")
+
+
 def _measures(matrix: Path) -> dict[str, float]:
     """Return the metrics of a run that learned tasks one after the other; none of another."""
     if not matrix.exists():
@@ -146,8 +166,7 @@ def _count(run: Path) -> int:
 def check(experiment: Experiment) -> None:
     """Raise a ConfigError if a setting of `experiment` is not one that could be trained."""
     for setting in experiment.settings:
-        overrides = dict(parse_override(text) for text in command_of(setting, 0, Path())[9::2])
-        resolve(setting.env, setting.recipe, overrides, setting.label)
+        config_of(setting, 0)
 
 
 def adopted(experiment: Experiment, folder: Path) -> list[Row]:

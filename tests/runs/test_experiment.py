@@ -1,6 +1,7 @@
 """Experiments: rows come from the toolkit's own command, once each, and an interrupted run goes on."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,27 @@ def test_an_interrupted_run_goes_on(tmp_path):
     assert before.path == after.path and row["steps"] == [32_000, 64_000]
     other = trainings.train(setting.with_overrides(), 5, tmp_path / "whole")
     assert row["scores"] == other["scores"] and row["losses"] == other["losses"]  # to the bit
+
+
+def test_a_row_is_never_of_a_run_with_other_options(tmp_path):
+    setting = digits("d", "linear")
+    row = trainings.train(setting, 3, tmp_path)
+    (run,) = find_runs(tmp_path / "runs" / "d-seed3")
+    file = run.path / "config.toml"
+    config = file.read_text()
+    for key, value in {"supervised__learning_rate": 0.5, "policy__head_config__init": "uniform"}.items():
+        now = rf"{key.replace('__', '.')} \S+ \(now {value}\); take it away, and it is trained anew"
+        with pytest.raises(NeurocoderError, match=rf"-seed3 has other options: {now}"):
+            trainings.train(setting.with_overrides(**{key: value}), 3, tmp_path)
+    file.write_text(config.replace('init = "orthogonal"\n', "", 1))
+    with pytest.raises(NeurocoderError, match=r"other options: \S+init None \(now orthogonal\)"):
+        trainings.train(setting, 3, tmp_path)
+    other = "bf16" if 'precision = "fp32"' in config else "fp32"
+    file.write_text(
+        re.sub('precision = "[^"]+"', f'precision = "{other}"', config)
+    )  # another machine's choice
+    assert f'"{other}"' in file.read_text()
+    assert trainings.train(setting, 3, tmp_path)["scores"] == row["scores"]  # complete: nothing is run
 
 
 LONG = {"steps": 6_400_000, "checkpoint_every": 6_400, "evaluation.every": 6_400_000}
