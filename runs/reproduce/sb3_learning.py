@@ -173,6 +173,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
                 axis.plot(row["steps"], row["returns"], color="C1" if ours else "C0", alpha=0.7, label=label)
         axis.axhline(task.threshold, color="grey", linewidth=0.8, linestyle=":")
         axis.set(title=f"{task.algorithm}, {task.env}", xlabel="agent steps")
+        axis.locator_params(axis="x", nbins=5)  # six-digit labels touch otherwise
     axes[0].set_ylabel(f"mean return of {EPISODES} episodes")
     axes[0].legend()
     figure.savefig(file, dpi=100)
