@@ -103,10 +103,9 @@ class Table:
 def figures(table: Table, rows: Sequence[Row], folder: Path) -> None:
     """Test what has not been tested yet, and draw the paper's pictures."""
     kept = {key_of(row): row for row in rows}
+    tested = read_tests(folder)
     done = {
-        key: tests
-        for key, tests in read_tests(folder).items()
-        if key in kept and tests["command"] == kept[key]["command"]
+        key: tests for key, tests in tested.items() if key in kept and tests.get("run") == kept[key]["run"]
     }
     for key, row in kept.items():
         names = [test.name for test in table.tests]
@@ -121,7 +120,7 @@ def figures(table: Table, rows: Sequence[Row], folder: Path) -> None:
         if row["seed"] == 0:
             _draw(table, trained, key, folder)
         done[key] = Tested(
-            command=row["command"],
+            run=row["run"],
             results={name: round(value, 5) for name, value in results.items()},
             sweeps=swept(trained, table.sweeps),
         )

@@ -62,8 +62,8 @@ class Sweep:
 class Tested(TypedDict):
     """What the tests of one run found: bits per sequence, wrong or as predictions cost."""
 
-    command: str
-    """That trained it."""
+    run: str
+    """Its folder, as in the row."""
     results: dict[str, float]
     """By name of the test."""
     sweeps: dict[str, dict[str, float]]
@@ -133,7 +133,7 @@ def are_of(tests: Tested | None, row: Row, names: Sequence[str], sweeps: Sequenc
     """Whether `tests` are those of the row's training, and all of them."""
     return (
         tests is not None
-        and tests["command"] == row["command"]
+        and tests.get("run") == row["run"]
         and set(names) <= tests["results"].keys()
         and all(tests["sweeps"].get(s.name, {}).keys() >= set(map(str, s.values)) for s in sweeps)
     )

@@ -198,23 +198,23 @@ def test_a_table_from_training_to_verdict(tmp_path, monkeypatch):
 
 
 def test_what_was_tested_is_of_the_row_that_is_there(tmp_path):
-    row = {"label": "a", "seed": 0, "command": "neurocoder train"}
+    row = {"label": "a", "seed": 0, "run": "runs/a-seed0/1"}
     sweeps = [sequence_tests.Sweep("length", 20, (1, 20))]
     tests = {
-        "command": "neurocoder train",
+        "run": "runs/a-seed0/1",
         "results": {"50": 1.0},
         "sweeps": {"length": {"1": 0.0, "20": 2.0}},
     }
     assert sequence_tests.are_of(tests, row, ["50"], sweeps)
     assert not sequence_tests.are_of(None, row, ["50"], sweeps)
-    assert not sequence_tests.are_of(tests, {**row, "command": "another"}, ["50"], sweeps)
+    assert not sequence_tests.are_of(tests, {**row, "run": "runs/a-seed0/2"}, ["50"], sweeps)
     assert not sequence_tests.are_of(tests, row, ["50", "120"], sweeps)
     assert not sequence_tests.are_of({**tests, "sweeps": {}}, row, ["50"], sweeps)
     assert not sequence_tests.are_of(tests, row, ["50"], [sequence_tests.Sweep("length", 20, (1, 30))])
     folder = tmp_path / "committed"  # only a table: what its runs were is not there
     folder.mkdir()
     sequence_tests.write_tests(folder, {"a, seed 0": tests, "a, seed 1": tests})
-    kept = [{**row, "run": "nowhere", "steps": [1], "scores": [0.0], "losses": []}]
+    kept = [{**row, "steps": [1], "scores": [0.0], "losses": []}]
     sequence_tables.figures(replace(sequence_tables.COPY, sweeps=sweeps), kept, folder)
     assert "a, seed 0: " not in sequence_tables.verdict(
         sequence_tables.COPY, kept, folder
