@@ -50,7 +50,7 @@ def reproduce(
         return _counts(json)
     from neurocoder.runs.reproduce.experiment import read_rows
     from neurocoder.runs.reproduce.report import report, summary
-    from neurocoder.runs.reproduce.trainings import check, run_missing
+    from neurocoder.runs.reproduce.trainings import check, only_writer, run_missing
 
     found = experiment(name)
     folder = logs / "reproduce" / name
@@ -68,9 +68,10 @@ def reproduce(
         raise ConfigError(
             f"cannot write logs in {logs}: {error.strerror or error}; choose another --logs"
         ) from None
-    found.prepare()
-    run_missing(found, folder, seeds or found.seeds, jobs, only)
-    print(report(found, folder))
+    with only_writer(folder):
+        found.prepare()
+        run_missing(found, folder, seeds or found.seeds, jobs, only)
+        print(report(found, folder))
     print(f"rows, CSV and pictures: {folder}")
     if json is not None:
         _write(json, summary(found, read_rows(folder)))

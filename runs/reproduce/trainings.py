@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
+import filelock
 import numpy as np
 
 from neurocoder.agents.continual_metrics import summary as summary_of_matrix
@@ -184,6 +185,26 @@ def adopted(experiment: Experiment, folder: Path) -> list[Row]:
                 have.add((label, seed))
                 rows.append(Row({**row, "run": f"../{beside.name}/{row['run']}"}))
     return rows
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold an experiment's folder: a second process would train the same runs, and mix its rows with ours.
+
+    Raises
+    ------
+    NeurocoderError
+        Somebody else holds it.
+    """
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise NeurocoderError(f"{folder}: another process is at work there; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

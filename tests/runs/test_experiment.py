@@ -133,6 +133,22 @@ def wait_for(found):
         time.sleep(0.05)
 
 
+def test_a_folder_has_one_writer(tmp_path, capsys):
+    folder = tmp_path / "reproduce" / "fig6"
+    folder.mkdir(parents=True)
+    command = ["reproduce", "fig6", "--logs", str(tmp_path)]
+    with trainings.only_writer(folder):
+        assert main(command) == 2
+    assert (
+        capsys.readouterr()
+        .err.strip()
+        .endswith(f"{folder}: another process is at work there; wait for it or stop it")
+    )
+    assert not (folder / "runs").exists()
+    with trainings.only_writer(folder):
+        pass  # free again
+
+
 def test_sigterm_ends_the_trainings_too_with_their_state_saved(tmp_path):
     command = [sys.executable, "-m", "neurocoder.runs.cli", "reproduce", "fig6", "--logs", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
