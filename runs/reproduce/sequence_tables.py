@@ -223,8 +223,8 @@ FAR: dict[str, Any] = {
     "supervised.curriculum.end.max_length": 20,
     "supervised.curriculum.updates": 10_000,
 }
-"""How a feed-forward machine comes to copy six times as many vectors as it has learned: two of three seeds. Trained like the
-LSTM's, all of its seeds copy 20, and none 120.
+"""How a feed-forward machine comes to copy six times as many vectors as it has learned: three of six seeds, of which
+the table has the first three. Trained like the LSTM's, all copy 20, and none 120.
 
 It remembers nothing but what it has read: in a row of the memory, where its heads are. So they begin by moving from row to
 row instead of looking for contents, and sharp: with the 1.69 that zeros make, the write head attended to its row by 0.17 at
