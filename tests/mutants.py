@@ -31,6 +31,7 @@ RECORDER, FRAMES, EMULATION, PROGRAMS, EPISODE, PICKS, PAGE = (
     for name in ("recorder", "frames", "emulation", "programs", "episode", "picks", "page")
 )
 VIEWER, VIEWER_INDEX = "runs/viewer/server.py", "runs/viewer/index.py"
+TRAININGS, SEQUENCE_TESTS = "runs/reproduce/trainings.py", "runs/reproduce/sequence_tests.py"
 SORTED, CORES = "runs/reproduce/sorted_memory.py", "policies/cores.py"
 REPLAY, REPLAY_PROGRAMS, SERVER = (
     f"runs/test_{name}.py" for name in ("replay", "replay_programs", "viewer_server")
@@ -231,6 +232,12 @@ MUTANTS = [
         "return location",
         "runs/test_sequence_tables.py",
     ),
+    Mutant(
+        SEQUENCE_TESTS, 'tests.get("run") == row["run"]', '"run" in tests', "runs/test_sequence_tables.py"
+    ),
+    Mutant(TRAININGS, "if key not in OF_MACHINE and", "if", "runs/test_experiment.py"),
+    Mutant(TRAININGS, "for key in {**there, **now}", "for key in now", "runs/test_experiment.py"),
+    Mutant(TRAININGS, "        lock.acquire()\n", "        pass\n", "runs/test_experiment.py"),
 ]
 
 
