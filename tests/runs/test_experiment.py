@@ -115,10 +115,12 @@ def test_a_row_is_never_of_a_run_with_other_options(tmp_path):
     file.write_text(config.replace('init = "orthogonal"\n', "", 1))
     with pytest.raises(NeurocoderError, match=r"other options: \S+init None \(now orthogonal\)"):
         trainings.train(setting, 3, tmp_path)
+    file.write_text(config.replace("[env_options]\n", "[env_options]\nsamples = 100\n"))
+    with pytest.raises(NeurocoderError, match=r"other options: env_options.samples 100 \(now None\);"):
+        trainings.train(setting, 3, tmp_path)
     other = "bf16" if 'precision = "fp32"' in config else "fp32"
-    file.write_text(
-        re.sub('precision = "[^"]+"', f'precision = "{other}"', config)
-    )  # another machine's choice
+    choice = f'precision = "{other}"'  # another machine's
+    file.write_text(re.sub('precision = "[^"]+"', choice, config))
     assert f'"{other}"' in file.read_text()
     assert trainings.train(setting, 3, tmp_path)["scores"] == row["scores"]  # complete: nothing is run
 
@@ -139,11 +141,8 @@ def test_a_folder_has_one_writer(tmp_path, capsys):
     command = ["reproduce", "fig6", "--logs", str(tmp_path)]
     with trainings.only_writer(folder):
         assert main(command) == 2
-    assert (
-        capsys.readouterr()
-        .err.strip()
-        .endswith(f"{folder}: another process is at work there; wait for it or stop it")
-    )
+    said = f"{folder}: another process is at work there; wait for it or stop it"
+    assert capsys.readouterr().err.strip().endswith(said)
     assert not (folder / "runs").exists()
     with trainings.only_writer(folder):
         pass  # free again
