@@ -15,9 +15,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-MEMORY, LAYER, FUSED, RESIZING, DIAGNOSTICS = (
+MEMORY, LAYER, FUSED, STEPS, PARTS, MIXTURE, RESIZING, DIAGNOSTICS = (
     f"policies/heads/{name}.py"
-    for name in ("program_memory", "neurocoder", "fused", "resizing", "diagnostics")
+    for name in (
+        "program_memory",
+        "neurocoder",
+        "fused",
+        "fused_steps",
+        "fused_parts",
+        "mixture",
+        "resizing",
+        "diagnostics",
+    )
 )
 
 VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE = (
@@ -99,7 +108,7 @@ MUTANTS = [
     Mutant(FUSED, "d_sigma.cumsum(0)", "d_sigma.flip(0).cumsum(0)", "fused"),
     Mutant(FUSED, "d_gate.append(flow * (1 - gate))", "d_gate.append(flow * gate)", "fused"),
     Mutant(FUSED, "d_sigma[-1] += d_smallest_B[rows]", "pass", "fused"),
-    Mutant(FUSED, "value=-1).mul_(inverse)", "value=-1)", "fused"),
+    Mutant(PARTS, "value=-1).mul_(inverse)", "value=-1)", "fused"),
     Mutant(FUSED, ".addmm_(d_key_u, w.key_u_weight_KI)", "", "fused"),
     Mutant(
         FUSED,
@@ -107,7 +116,19 @@ MUTANTS = [
         "attention_s.view(n_slots, -1), gain_u.reshape(-1)",
         "fused",
     ),
-    Mutant(FUSED, "class _Scratch(threading.local)", "class _Scratch", "fused"),
+    Mutant(PARTS, "class Scratch(threading.local)", "class Scratch", "fused"),
+    Mutant(STEPS, "torch.maximum(usage[step - 2]", "torch.maximum(usage[0]", "fused"),
+    Mutant(STEPS, "    if len(memory):", "    if False:", "fused"),
+    Mutant(STEPS, "range(count - 1)", "range(count)", "fused"),
+    Mutant(STEPS, "        d_usage -= mask\n", "", "fused"),
+    Mutant(STEPS, "torch.ge(weights_of[step], used, out=mask)", "mask.zero_()", "fused"),
+    Mutant(STEPS, ".sub_(d_lift)", "", "fused"),
+    Mutant(STEPS, "d_lift.sum(1, keepdim=True) / mask", "d_lift.sum(1, keepdim=True) * 0 / mask", "fused"),
+    Mutant(STEPS, "torch.gt(lifted, 0, out=mask)", "1", "fused"),
+    Mutant(STEPS, "d_gate_part * gate * (1 - gate)", "d_gate_part * gate", "fused"),
+    Mutant(STEPS, "d_sigma[-1] += d_smallest_B[rows]", "pass", "fused"),
+    Mutant(STEPS, ".sub_(flow)", "", "fused"),
+    Mutant(MIXTURE, "(weights_BP.t().unsqueeze(-1) * y_PBO).sum(0) + weights_BP @ bias_PO", "y_PBO.sum(0)", "nsm"),
     Mutant(
         FUSED,
         "ctx.save_for_backward(x_BI, *weights)",

@@ -15,8 +15,6 @@ each memory ``gain`` is the factor of the values, ``flow`` is r dr, which is als
 Shape suffixes are those of :mod:`program_memory`, with M = 3 memories ordered U, V, S and C controller units.
 """
 
-import math
-import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -24,14 +22,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-MAX_SHARPNESS = 40.0
-"""exp(±40) and sums of a million of them are safe in float32."""
+from neurocoder.policies.heads.fused_parts import (
+    LOG2_E,
+    joined,
+    parts_of,
+    product,
+    scratch,
+    unit_backward,
+    unit_vectors,
+)
 
 PART = 1 << 21
 """Numbers of the [M, P, H, B] attention that are made at a time (8 MiB in float32)."""
-
-_SMALLEST = 1e-12  # as in F.normalize
-
 
 class Weights(NamedTuple):
     """The layer's parameters, in the order in which they are given to the function."""
@@ -66,35 +68,6 @@ class _Part(NamedTuple):
     coefficient_HB: Tensor
 
 
-class _Scratch(threading.local):
-    """Memory that a thread keeps for tensors that do not outlive a call, by place and dtype."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
-
-    def __call__(self, place: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return an uninitialised tensor, valid until the next call for the same `place`."""
-        key, size = (place, like.device, like.dtype), math.prod(shape)
-        buffer = self._buffers.get(key)
-        if buffer is None or len(buffer) < size:
-            buffer = self._buffers[key] = like.new_empty(size)
-        return buffer[:size].view(shape)
-
-
-_scratch = _Scratch()
-
-
-def _unit(v: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Return v / |v| and 1 / |v| along `dim`."""
-    inverse = v.square().sum(dim, keepdim=True).sqrt_().clamp_min_(_SMALLEST).reciprocal_()
-    return v * inverse, inverse
-
-
-def _unit_backward(gradient: Tensor, unit: Tensor, inverse: Tensor, dim: int) -> Tensor:
-    """Return the gradient of v, given that of v / |v| (which is used up)."""
-    return gradient.addcmul_(unit, (unit * gradient).sum(dim, keepdim=True), value=-1).mul_(inverse)
-
-
 def _outer(left_MB: Tensor, right_BN: Tensor) -> Tensor:
     """Return left @ right; a batch of one is no job for a matrix product (measured: 10 times slower)."""
     return left_MB * right_BN if len(right_BN) == 1 else torch.mm(left_MB, right_BN)
@@ -104,20 +77,9 @@ def _attention(unit_key_MPK: Tensor, query_MKN: Tensor, heads: int, sharpness: f
     """Return exp(β cos(query, key)) [M, P, H, B], in scratch memory; N = H·B."""
     n_memories, n_slots, _ = unit_key_MPK.shape
     shape = (n_memories, n_slots, query_MKN.shape[2])
-    logits = torch.bmm(unit_key_MPK, query_MKN, out=_scratch("attention", shape, query_MKN))
-    if sharpness != 1.0:
-        logits *= sharpness
-    return logits.exp_().view(n_memories, n_slots, heads, -1)
-
-
-def _product(left_PHB: Tensor, right: Tensor) -> Tensor:
-    """Return left * right, in scratch memory."""
-    return torch.mul(left_PHB, right, out=_scratch("product", left_PHB.shape, left_PHB))
-
-
-def _parts(attention_per_row: int, batch: int) -> list[slice]:
-    size = max(1, min(batch, PART // attention_per_row))
-    return [slice(start, min(batch, start + size)) for start in range(0, batch, size)]
+    key = unit_key_MPK * (sharpness * LOG2_E)
+    logits = torch.bmm(key, query_MKN, out=scratch("attention", shape, query_MKN))
+    return logits.exp2_().view(n_memories, n_slots, heads, -1)
 
 
 class _Reads(NamedTuple):
@@ -140,28 +102,24 @@ def _read(scores_PB: Tensor, readout: Tensor, key_MPK: Tensor, value_s_P: Tensor
     n_slots, batch = scores_PB.shape
     heads = readout.shape[2]
     gate_MHB = readout[:, key_size].sigmoid()
-    unit_query, query_inverse = _unit(readout[:, :key_size], 1)
-    unit_key, key_inverse = _unit(key_MPK, -1)
+    unit_query, query_inverse = unit_vectors(readout[:, :key_size], 1)
+    unit_key, key_inverse = unit_vectors(key_MPK, -1)
     slots, smallest, parts = [], [], []
-    all_rows = _parts(3 * n_slots * heads, batch)
+    all_rows = parts_of(batch, 3 * n_slots * heads, PART)
     for rows in all_rows:
         query = unit_query[..., rows].reshape(3, key_size, -1)
         attention = _attention(unit_key, query, heads, sharpness)
         attention_u, attention_v, attention_s = attention.unbind()
         share = gate_MHB[..., rows] / attention.sum(1)
         share_u, share_v, share_s = share.unbind()
-        projection = _product(attention_u, scores_PB[:, None, rows]).sum(0) * share_u
+        projection = product(attention_u, scores_PB[:, None, rows]).sum(0) * share_u
         score = torch.mv(attention_s.view(n_slots, -1).t(), value_s_P).view_as(share_s) * share_s
         sigma = F.softplus(score).flip(0).cumsum(0).flip(0)
         coefficient = sigma * projection * share_v
-        slots.append(_product(attention_v, coefficient).sum(1))
+        slots.append(product(attention_v, coefficient).sum(1))
         smallest.append(sigma[-1])
         parts.append(_Part(rows, share, projection, score, sigma, coefficient))
-    if len(parts) == 1:
-        slots_PB, smallest_sigma = slots[0], smallest[0]
-    else:
-        slots_PB, smallest_sigma = torch.cat(slots, 1), torch.cat(smallest)
-    return _Reads(slots_PB, smallest_sigma, gate_MHB, unit_query, query_inverse, unit_key, key_inverse, parts)
+    return _Reads(joined(slots), joined(smallest), gate_MHB, unit_query, query_inverse, unit_key, key_inverse, parts)
 
 
 def _read_backward(
@@ -187,7 +145,7 @@ def _read_backward(
         value = torch.stack(
             (scores_PB[:, rows], d_slots_PB[:, rows], value_s_P[:, None].expand(-1, sigma.shape[1]))
         )
-        d_coefficient = _product(attention_v, value[1].unsqueeze(1)).sum(0)
+        d_coefficient = product(attention_v, value[1].unsqueeze(1)).sum(0)
         d_component = d_coefficient * share_v  # of σ·projection
         d_sigma = d_component * projection
         if d_smallest_B is not None:
@@ -197,29 +155,28 @@ def _read_backward(
         gain = torch.stack((d_projection * share_u, coefficient, d_score * share_s))
         flow = torch.stack((d_projection * projection, d_coefficient * coefficient, d_score * score))
         gain_u, _, gain_s = gain.unbind()
-        d_scores.append(_product(attention_u, gain_u).sum(1))
+        d_scores.append(product(attention_u, gain_u).sum(1))
         d_value.addmv_(attention_s.view(n_slots, -1), gain_s.reshape(-1))
         d_gate.append(flow * (1 - gate))
-        d_logits = _scratch("d_logits", attention.shape, attention)
+        d_logits = scratch("d_logits", attention.shape, attention)
         torch.mul(gain.unsqueeze(1), value.unsqueeze(2), out=d_logits)
         d_logits -= (flow * share / gate).unsqueeze(1)
         d_logits = d_logits.mul_(attention).view(3, n_slots, -1)
         d_query.append(torch.bmm(key_t, d_logits).view(3, key_size, len(sigma), -1))
         d_key.baddbmm_(query, d_logits.transpose(1, 2))
-    whole = len(reads.parts) == 1
-    d_unit_query = d_query[0] if whole else torch.cat(d_query, -1)
+    d_unit_query = joined(d_query)
     d_unit_key = d_key.transpose(1, 2)
     if sharpness != 1.0:
         d_unit_query, d_unit_key = d_unit_query * sharpness, d_unit_key * sharpness
     d_readout = torch.cat(
         (
-            _unit_backward(d_unit_query, unit_query, reads.query_inverse, 1),
-            (d_gate[0] if whole else torch.cat(d_gate, -1)).unsqueeze(1),
+            unit_backward(d_unit_query, unit_query, reads.query_inverse, 1),
+            joined(d_gate).unsqueeze(1),
         ),
         1,
     )
-    d_keys = _unit_backward(d_unit_key, unit_key, reads.key_inverse, -1)
-    return d_scores[0] if whole else torch.cat(d_scores, 1), d_readout, d_keys, d_value
+    d_keys = unit_backward(d_unit_key, unit_key, reads.key_inverse, -1)
+    return joined(d_scores), d_readout, d_keys, d_value
 
 
 class _Saved(NamedTuple):

@@ -9,6 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+WIDE = 256
+"""Outputs from which each program is a product of its own.
+
+Measured on one core for 10 programs of 3,072 inputs and 512 outputs, 128 samples, both passes: 159 ms by itself, 230 side by
+side, of which the copies take a third. With 256 outputs both take the same; with 10 outputs 1.3 and 0.5.
+"""
+
 
 class MixtureTrace(NamedTuple):
     """Which programs each input read. Leading dimensions are the input's; one read, so R = 1."""
@@ -25,10 +32,13 @@ def mixed_linear(
 ) -> Float[Tensor, "B O"]:
     """y = Σ_p w_p (x W_p + b_p), without building Σ_p w_p W_p for any sample.
 
-    All programs are applied, in one product of x with [W_1 .. W_P], also those of weight zero: for layers as
-    small as a head this is faster than gathering the samples of each program.
+    All programs are applied, also those of weight zero: for layers as small as a head this is faster than gathering
+    the samples of each program. Narrow ones are applied in one product of x with [W_1 .. W_P].
     """
     n_programs, n_inputs, n_outputs = weight_PIO.shape
+    if n_outputs >= WIDE:
+        y_PBO = x_BI.expand(n_programs, -1, -1) @ weight_PIO
+        return (weights_BP.t().unsqueeze(-1) * y_PBO).sum(0) + weights_BP @ bias_PO
     side_by_side = weight_PIO.transpose(0, 1).reshape(n_inputs, n_programs * n_outputs)
     y_BPO = (x_BI @ side_by_side).view(-1, n_programs, n_outputs)
     return (weights_BP.unsqueeze(-2) @ y_BPO).squeeze(-2) + weights_BP @ bias_PO

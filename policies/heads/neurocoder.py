@@ -16,7 +16,9 @@ from neurocoder.policies.heads.base import (
     require_not_negative,
     require_positive,
 )
-from neurocoder.policies.heads.fused import MAX_SHARPNESS, Weights, fused_linear
+from neurocoder.policies.heads.fused import Weights, fused_linear
+from neurocoder.policies.heads.fused_parts import MAX_SHARPNESS
+from neurocoder.policies.heads.fused_steps import FEW_ROWS, fused_reads
 from neurocoder.policies.heads.resizing import append_rows, keep_rows, orthogonal_rows
 
 
@@ -69,9 +71,13 @@ class Controller(nn.Module):
 
     def forward(self, x_BI: Tensor) -> list[Tensor]:
         """Return the readout of each step, `steps` tensors [B, n_outputs]."""
+        return [self.readout(hidden) for hidden in self.states(x_BI)]
+
+    def states(self, x_BI: Tensor) -> list[Tensor]:
+        """Return the hidden state of each step, `steps` tensors [B, size]."""
         from_input = self.input(x_BI)
         hidden = cell = None
-        outputs = []
+        states = []
         for _ in range(self.steps):
             preactivation = from_input
             if hidden is not None and self.recurrent is not None:
@@ -80,8 +86,8 @@ class Controller(nn.Module):
             fresh = torch.sigmoid(parts[0]) * torch.tanh(parts[2])
             cell = fresh if cell is None else torch.sigmoid(parts[3]) * cell + fresh
             hidden = torch.sigmoid(parts[1]) * torch.tanh(cell)
-            outputs.append(self.readout(hidden))
-        return outputs
+            states.append(hidden)
+        return states
 
 
 class NeurocoderLinear(Head):
@@ -127,8 +133,8 @@ class NeurocoderLinear(Head):
     process may have changed the memory. Keys of S are learned directly: M_S has one column, so keys computed
     from it would lie on one line.
 
-    With one step and a fixed sharpness the layer runs :mod:`fused`, several times faster and differentiable once;
-    set ``layer.fused = False`` where second derivatives are wanted.
+    With a fixed sharpness the layer runs :mod:`fused` (one step) or, on the CPU, :mod:`fused_steps`: several times
+    faster and differentiable once. Set ``layer.fused = False`` where second derivatives are wanted.
     """
 
     fused = True
@@ -301,6 +307,13 @@ class NeurocoderLinear(Head):
         """Map x [..., in] to y [..., out]."""
         if not self._fusable(x):
             return self.forward_with_trace(x)[0]
+        x_BI = self.flatten(x)
+        y = self._fused_step(x_BI) if self.attention_steps == 1 else self._fused_steps(x_BI)
+        return y.view((*x.shape[:-1], self.out_features))
+
+    def _fused_step(self, x_BI: Tensor) -> Tensor:
+        """Return y [B, out] of a layer with one attention step."""
+        assert self.fixed_sharpness is not None
         gate = self.residual_gate
         weights = Weights(
             self.memory_u,
@@ -319,16 +332,35 @@ class NeurocoderLinear(Head):
             None if gate is None else gate.weight,
             None if gate is None else gate.bias,
         )
+        return fused_linear(x_BI, weights, self.attention_heads, self.fixed_sharpness)
+
+    def _fused_steps(self, x_BI: Tensor) -> Tensor:
+        """Return y [B, out] of a layer with several attention steps."""
         assert self.fixed_sharpness is not None
-        y = fused_linear(self.flatten(x), weights, self.attention_heads, self.fixed_sharpness)
-        return y.view((*x.shape[:-1], self.out_features))
+        readout = self.controller.readout
+        states = torch.cat(self.controller.states(x_BI))
+        output = torch.addmm(readout.bias.unsqueeze(1), readout.weight, states.t())
+        shape = (3, self.key_size + 1, self.attention_heads, self.attention_steps, len(x_BI))
+        slots_PB, smallest_sigma_B = fused_reads(
+            self.memory_u @ x_BI.t(),
+            output.view(shape).transpose(2, 3).flatten(2, 3),
+            torch.stack((self.key_u(self.memory_u), self.key_v(self.memory_v), self.key_s)),
+            self.memory_s.squeeze(-1),
+            heads=self.attention_heads,
+            least_used=self.least_used,
+            sharpness=self.fixed_sharpness,
+        )
+        y = slots_PB.t() @ self.memory_v
+        if self.residual is None or self.residual_gate is None:
+            return y
+        gate_B1 = torch.sigmoid(self.residual_gate(x_BI))
+        return y + gate_B1 * smallest_sigma_B.unsqueeze(-1) * (x_BI @ self.residual)
 
     def _fusable(self, x: Tensor) -> bool:
-        """Whether :func:`fused_linear` computes this layer for this input."""
+        """Whether :mod:`fused` or :mod:`fused_steps` computes this layer for this input."""
         return (
             self.fused
-            and self.attention_steps == 1
-            and self.gated
+            and not self.convex
             and self.fixed_sharpness is not None
             and self.fixed_sharpness <= MAX_SHARPNESS
             and self.openness is None
@@ -340,6 +372,8 @@ class NeurocoderLinear(Head):
             and x.dtype == self.memory_u.dtype
             and x.dtype in (torch.float32, torch.float64)
             and x.numel() > 0
+            # several steps ask, step by step, whether slots tie: no question for another device, nor for few rows
+            and (self.attention_steps == 1 or (x.device.type == "cpu" and x[..., 0].numel() >= FEW_ROWS))
         )
 
     # --------------------------------------------------------------------------------------- study

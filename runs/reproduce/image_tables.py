@@ -1,7 +1,8 @@
 """Table 2: CIFAR-10 with an MLP (all layers recoded) and a LeNet (its last layer), by the kind of head.
 
 The paper prints the best of five runs and neither learning rate nor epochs. Here: Adam at 1e-3 without schedule, batches of
-128, 20 passes, no augmentation, every setting alike; J = 5 steps of H = 3 heads over 30 slots (Table 5).
+128, 10 passes, no augmentation, every setting alike; J = 5 steps of H = 3 heads over 30 slots (Table 5). In a first
+trial of 20 passes none of seven settings gained more than 0.6 points after the tenth.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from neurocoder.runs.reproduce.pictures import bars
 from neurocoder.runs.reproduce.verdicts import against
 
 PASS = 50_000
+PASSES = 10
 ENV = "neurocoder/CIFAR10-v0"
 MLP = [512, 256]
 NEUROCODER: dict[str, Any] = {
@@ -53,7 +55,7 @@ def _setting(network: str, name: str) -> Setting:
     if network == "LeNet" and head == "lowrank":
         options = {"rank": min(10, options["rank"])}
     overrides: dict[str, Any] = {
-        "steps": 20 * PASS,
+        "steps": PASSES * PASS,
         "checkpoint_every": PASS,
         "evaluation.every": PASS,
         "keep_checkpoints": 1,

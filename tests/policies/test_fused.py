@@ -1,4 +1,4 @@
-"""The layer by hand against the layer by equations: values, gradients, and when which of them runs."""
+"""The layers by hand against the layer by equations: values, gradients, and when which of them runs."""
 
 import copy
 import threading
@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from neurocoder.policies import NeurocoderLinear
-from neurocoder.policies.heads import fused
+from neurocoder.policies.heads import fused, fused_parts, fused_steps
+from neurocoder.policies.heads import program_memory as pm
 
 
 def layer(inputs=6, outputs=4, **options) -> NeurocoderLinear:
@@ -35,15 +36,15 @@ def values_and_gradients(made, x, dy):
 
 @pytest.fixture
 def calls(monkeypatch) -> list[int]:
-    """Grows by one whenever the fused layer runs."""
+    """Grows by the number of attention steps, as 1 or 2 for several, whenever a fused layer runs."""
     seen: list[int] = []
-    original = fused._forward
+    for steps, module in ((1, fused), (2, fused_steps)):
 
-    def counting(*arguments):
-        seen.append(1)
-        return original(*arguments)
+        def counting(*arguments, original=module._forward, steps=steps):
+            seen.append(steps)
+            return original(*arguments)
 
-    monkeypatch.setattr(fused, "_forward", counting)
+        monkeypatch.setattr(module, "_forward", counting)
     return seen
 
 
@@ -65,7 +66,7 @@ def test_values_and_gradients_are_those_of_the_equations(
 
 
 def test_single_precision_stays_near_the_equations_with_many_slots_and_sharp_attention():
-    made = layer(64, 32, slots=200, attention_heads=8, sharpness=fused.MAX_SHARPNESS).float()
+    made = layer(64, 32, slots=200, attention_heads=8, sharpness=fused_parts.MAX_SHARPNESS).float()
     x, dy = torch.randn(50, 64), torch.randn(50, 32)
     found, expected = values_and_gradients(made, x, dy), values_and_gradients(by_equations(made), x, dy)
     for name, value in expected.items():
@@ -163,14 +164,71 @@ def test_per_sample_gradients_work_and_agree_with_a_loop():
 @pytest.mark.parametrize(
     "options",
     [
-        dict(attention_steps=2),
         dict(convex=True),
+        dict(convex=True, attention_steps=2),
         dict(sharpness="learnable"),
-        dict(sharpness=fused.MAX_SHARPNESS + 1),
+        dict(sharpness=fused_parts.MAX_SHARPNESS + 1),
         dict(openness=True),
         dict(frozen_slots=3),
     ],
 )
 def test_what_it_does_not_compute_goes_through_the_equations(options, calls):
-    layer(**options)(torch.randn(3, 6, dtype=torch.float64))
+    layer(**options)(torch.randn(20, 6, dtype=torch.float64))
     assert not calls
+
+
+# --------------------------------------------------------------------------------------- several steps
+
+
+@pytest.mark.parametrize("steps, heads, least_used", [(2, 4, 5), (3, 2, 1), (5, 1, 2), (3, 3, 9)])
+@pytest.mark.parametrize("residual, sharpness", [(True, 1.0), (False, 7.5)])
+@pytest.mark.parametrize("part", [1 << 19, 700])
+def test_values_and_gradients_of_several_steps_are_those_of_the_equations(
+    steps, heads, least_used, residual, sharpness, part, calls, monkeypatch
+):
+    monkeypatch.setattr(fused_steps, "PART", part)  # 700: a few rows at a time
+    made = layer(
+        attention_steps=steps,
+        attention_heads=heads,
+        least_used=least_used,
+        residual=residual,
+        sharpness=sharpness,
+    )
+    x, dy = torch.randn(17, 6, dtype=torch.float64), torch.randn(17, 4, dtype=torch.float64)
+    found, expected = values_and_gradients(made, x, dy), values_and_gradients(by_equations(made), x, dy)
+    assert calls == [2]
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11, msg=name)
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), expected["y"], rtol=1e-9, atol=1e-11)
+
+
+def test_several_steps_keep_the_dtype_and_the_leading_dimensions_and_few_rows_go_through_the_equations(calls):
+    made = layer(attention_steps=3).float()
+    x = torch.randn(5, 4, 6)
+    y = made(x)
+    assert calls == [2] and y.dtype == torch.float32 and y.shape == (5, 4, 4)
+    torch.testing.assert_close(y[4, 2], made(x[4, 2]), rtol=1e-4, atol=1e-4)
+    made(torch.randn(fused_steps.FEW_ROWS - 1, 6))
+    assert calls == [2]
+
+
+def test_slots_that_tie_are_chosen_by_index():
+    """Two pairs of slots with the same content and the same keys tie in every memory and at every step."""
+    made = layer(attention_steps=3, least_used=3)
+    with torch.no_grad():
+        for memory in (made.memory_u, made.memory_v, made.memory_s, made.key_s):
+            memory[5], memory[7] = memory[2], memory[3]
+    x = torch.randn(40, 6, dtype=torch.float64)
+    torch.testing.assert_close(made(x), by_equations(made)(x), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_the_least_used_are_those_of_eq_13(count, levels):
+    usage = torch.randint(levels, (3, 9, 2, 50)).double() / levels  # few levels: nearly all slots tie
+    chosen = fused_steps.least_used(usage, count)
+    lifted = pm.least_used_attention(usage.permute(0, 3, 2, 1), count).permute(0, 3, 2, 1)
+    torch.testing.assert_close(chosen * (usage.amax(1, keepdim=True) - usage), lifted)
+    assert (chosen.sum(1) == count).all()

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurocoder.policies.heads import HeadError, nsm
+from neurocoder.policies.heads import HeadError, mixture, nsm
 from neurocoder.policies.heads.nsm import NSMHead
 
 
@@ -57,7 +57,9 @@ def oracle(made: NSMHead, x: np.ndarray) -> tuple[list[float], np.ndarray, np.nd
     return weights, program, y
 
 
-def test_forward_program_and_attention_agree_with_the_oracle():
+@pytest.mark.parametrize("wide", [mixture.WIDE, 1])
+def test_forward_program_and_attention_agree_with_the_oracle(wide, monkeypatch):
+    monkeypatch.setattr(mixture, "WIDE", wide)  # 1: every program is a product of its own
     made, x = head(), inputs(5)
     y, trace = made.forward_with_trace(x)
     for row in range(5):

@@ -1,0 +1,61 @@
+"""What the layers by hand share: scratch memory, unit vectors, parts of a batch."""
+
+import math
+import threading
+
+import torch
+from torch import Tensor
+
+MAX_SHARPNESS = 40.0
+"""exp(±40) and sums of a million of them are safe in float32: up to here no softmax needs its maximum subtracted."""
+
+LOG2_E = 1 / math.log(2)
+"""exp(x) = 2^(x·log₂ e), and torch's power of two takes a third of the time of its exp."""
+
+SMALLEST = 1e-12
+"""Least norm that a vector is divided by, as in ``F.normalize``."""
+
+
+class Scratch(threading.local):
+    """Memory that a thread keeps for tensors that do not outlive a call, by place and dtype."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, place: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return an uninitialised tensor, valid until the next call for the same `place`."""
+        key, size = (place, like.device, like.dtype), math.prod(shape)
+        buffer = self._buffers.get(key)
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[key] = like.new_empty(size)
+        return buffer[:size].view(shape)
+
+
+scratch = Scratch()
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left * right in the shape of `left`, in scratch memory."""
+    return torch.mul(left, right, out=scratch("product", left.shape, left))
+
+
+def unit_vectors(v: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return v / |v| and 1 / |v| along `dim`."""
+    inverse = v.square().sum(dim, keepdim=True).sqrt_().clamp_min_(SMALLEST).reciprocal_()
+    return v * inverse, inverse
+
+
+def unit_backward(gradient: Tensor, unit: Tensor, inverse: Tensor, dim: int) -> Tensor:
+    """Return the gradient of v, given that of v / |v| (which is used up)."""
+    return gradient.addcmul_(unit, (unit * gradient).sum(dim, keepdim=True), value=-1).mul_(inverse)
+
+
+def parts_of(batch: int, per_row: int, largest: int) -> list[slice]:
+    """Cut `batch` rows of `per_row` numbers into parts of at most `largest` numbers, and at least one row."""
+    size = max(1, min(batch, largest // per_row))
+    return [slice(start, min(batch, start + size)) for start in range(0, batch, size)]
+
+
+def joined(pieces: list[Tensor]) -> Tensor:
+    """Return the results of all parts side by side along their last dimension."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
