@@ -119,7 +119,6 @@ MUTANTS = [
     Mutant(PARTS, "class Scratch(threading.local)", "class Scratch", "fused"),
     Mutant(STEPS, "torch.maximum(usage[step - 2]", "torch.maximum(usage[0]", "fused"),
     Mutant(STEPS, "    if len(memory):", "    if False:", "fused"),
-    Mutant(STEPS, "range(count - 1)", "range(count)", "fused"),
     Mutant(STEPS, "        d_usage -= mask\n", "", "fused"),
     Mutant(STEPS, "torch.ge(weights_of[step], used, out=mask)", "mask.zero_()", "fused"),
     Mutant(STEPS, ".sub_(d_lift)", "", "fused"),
@@ -128,7 +127,9 @@ MUTANTS = [
     Mutant(STEPS, "d_gate_part * gate * (1 - gate)", "d_gate_part * gate", "fused"),
     Mutant(STEPS, "d_sigma[-1] += d_smallest_B[rows]", "pass", "fused"),
     Mutant(STEPS, ".sub_(flow)", "", "fused"),
-    Mutant(MIXTURE, "(weights_BP.t().unsqueeze(-1) * y_PBO).sum(0) + weights_BP @ bias_PO", "y_PBO.sum(0)", "nsm"),
+    Mutant(
+        MIXTURE, "(weights_BP.t().unsqueeze(-1) * y_PBO).sum(0) + weights_BP @ bias_PO", "y_PBO.sum(0)", "nsm"
+    ),
     Mutant(
         FUSED,
         "ctx.save_for_backward(x_BI, *weights)",

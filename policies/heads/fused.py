@@ -35,6 +35,7 @@ from neurocoder.policies.heads.fused_parts import (
 PART = 1 << 21
 """Numbers of the [M, P, H, B] attention that are made at a time (8 MiB in float32)."""
 
+
 class Weights(NamedTuple):
     """The layer's parameters, in the order in which they are given to the function."""
 
@@ -119,7 +120,9 @@ def _read(scores_PB: Tensor, readout: Tensor, key_MPK: Tensor, value_s_P: Tensor
         slots.append(product(attention_v, coefficient).sum(1))
         smallest.append(sigma[-1])
         parts.append(_Part(rows, share, projection, score, sigma, coefficient))
-    return _Reads(joined(slots), joined(smallest), gate_MHB, unit_query, query_inverse, unit_key, key_inverse, parts)
+    return _Reads(
+        joined(slots), joined(smallest), gate_MHB, unit_query, query_inverse, unit_key, key_inverse, parts
+    )
 
 
 def _read_backward(
