@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-MEMORY, LAYER, FUSED, STEPS, PARTS, MIXTURE, RESIZING, DIAGNOSTICS = (
+MEMORY, LAYER, CONTROLLER, FUSED, STEPS, PARTS, MIXTURE, RESIZING, DIAGNOSTICS = (
     f"policies/heads/{name}.py"
     for name in (
         "program_memory",
         "neurocoder",
+        "controller",
         "fused",
         "fused_steps",
         "fused_parts",
@@ -83,8 +84,8 @@ MUTANTS = [
         "resizing",
     ),
     Mutant(LAYER, "self.key_v(memory_v), self._rows", "self.key_v(memory_v).detach(), self._rows"),
-    Mutant(LAYER, "torch.sigmoid(parts[3]) * cell + fresh", "cell + fresh"),
-    Mutant(LAYER, "preactivation = preactivation + self.recurrent(hidden)", "pass"),
+    Mutant(CONTROLLER, "torch.sigmoid(parts[3]) * cell + fresh", "cell + fresh"),
+    Mutant(CONTROLLER, "preactivation = preactivation + self.recurrent(hidden)", "pass"),
     Mutant(LAYER, "used = pm.usage(used, weights)", "pass"),
     Mutant(
         LAYER,

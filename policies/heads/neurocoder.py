@@ -16,6 +16,7 @@ from neurocoder.policies.heads.base import (
     require_not_negative,
     require_positive,
 )
+from neurocoder.policies.heads.controller import Controller
 from neurocoder.policies.heads.fused import Weights, fused_linear
 from neurocoder.policies.heads.fused_parts import MAX_SHARPNESS
 from neurocoder.policies.heads.fused_steps import FEW_ROWS, fused_reads
@@ -41,53 +42,6 @@ class ProgramTrace(NamedTuple):
     attention_s: Tensor
     sigma: Tensor
     residual_gate: Tensor
-
-
-class Controller(nn.Module):
-    """f_θ of eq. 9: an LSTM that sees the same input at every step and emits queries and gates.
-
-    h₀ = c₀ = 0, so the first step needs neither the recurrent weights nor the forget gate. With a single
-    step they would never receive a gradient, and so they do not exist.
-    """
-
-    def __init__(self, in_features: int, size: int, n_outputs: int, steps: int) -> None:
-        super().__init__()
-        self.size = size
-        self.steps = steps
-        self.n_gates = 3 if steps == 1 else 4  # input, output, candidate [, forget]
-        self.input = nn.Linear(in_features, self.n_gates * size)
-        self.recurrent = nn.Linear(size, self.n_gates * size, bias=False) if steps > 1 else None
-        self.readout = nn.Linear(size, n_outputs)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        for layer in (self.input, self.recurrent):
-            if layer is not None:
-                for block in layer.weight.split(self.size):
-                    nn.init.orthogonal_(block)
-        nn.init.zeros_(self.input.bias)
-        nn.init.orthogonal_(self.readout.weight)
-        nn.init.zeros_(self.readout.bias)
-
-    def forward(self, x_BI: Tensor) -> list[Tensor]:
-        """Return the readout of each step, `steps` tensors [B, n_outputs]."""
-        return [self.readout(hidden) for hidden in self.states(x_BI)]
-
-    def states(self, x_BI: Tensor) -> list[Tensor]:
-        """Return the hidden state of each step, `steps` tensors [B, size]."""
-        from_input = self.input(x_BI)
-        hidden = cell = None
-        states = []
-        for _ in range(self.steps):
-            preactivation = from_input
-            if hidden is not None and self.recurrent is not None:
-                preactivation = preactivation + self.recurrent(hidden)
-            parts = preactivation.split(self.size, dim=-1)
-            fresh = torch.sigmoid(parts[0]) * torch.tanh(parts[2])
-            cell = fresh if cell is None else torch.sigmoid(parts[3]) * cell + fresh
-            hidden = torch.sigmoid(parts[1]) * torch.tanh(cell)
-            states.append(hidden)
-        return states
 
 
 class NeurocoderLinear(Head):
@@ -241,19 +195,22 @@ class NeurocoderLinear(Head):
             return memory
         return torch.cat((memory[: self.frozen_slots].detach(), memory[self.frozen_slots :]))
 
+    def _keys(self) -> Tensor:
+        """Eq. 10. Keys of the memories U, V, S, [3, P, K]."""
+        memory_u, memory_v = self._rows(self.memory_u), self._rows(self.memory_v)
+        return torch.stack((self.key_u(memory_u), self.key_v(memory_v), self._rows(self.key_s)))
+
     # ------------------------------------------------------------------------------------- forward
 
     def attend(self, x_BI: Tensor) -> Tensor:
         """Eqs. 9-14. Attention over the slots of the three memories, [3, B, R, P], memories ordered U, V, S."""
         n_steps, n_heads, n_key = self.attention_steps, self.attention_heads, self.key_size
-        memory_u, memory_v = self._rows(self.memory_u), self._rows(self.memory_v)
-        key_3PK = torch.stack((self.key_u(memory_u), self.key_v(memory_v), self._rows(self.key_s)))
         openness = None if self.openness is None else pm.open_slots(self._rows(self.openness))
         # The controller sees x only, never what it read: the queries of all steps are there at once.
         output = torch.stack(self.controller(x_BI), dim=1)  # [B, J, 3 · (K + 1) · H]
         parts = output.view(-1, n_steps, 3, n_key + self.gated, n_heads).permute(2, 0, 1, 4, 3)
         query = parts[..., :n_key].flatten(2, 3)
-        content = pm.content_attention(query, key_3PK, self.sharpness, openness)  # [3, B, R, P]
+        content = pm.content_attention(query, self._keys(), self.sharpness, openness)  # [3, B, R, P]
         if not self.gated:
             return content
         gate = parts[..., n_key].flatten(2, 3)
@@ -344,7 +301,7 @@ class NeurocoderLinear(Head):
         slots_PB, smallest_sigma_B = fused_reads(
             self.memory_u @ x_BI.t(),
             output.view(shape).transpose(2, 3).flatten(2, 3),
-            torch.stack((self.key_u(self.memory_u), self.key_v(self.memory_v), self.key_s)),
+            self._keys(),
             self.memory_s.squeeze(-1),
             heads=self.attention_heads,
             least_used=self.least_used,
