@@ -378,6 +378,7 @@ class SupervisedLearner:
         if self._last is None:
             return {}
         observation, _, _, start = self._last
+        self.policy.eval()  # the next update trains again; running statistics must not see a batch twice
         features, _ = self.policy.features(observation, self.policy.initial_state(start.shape[1]), start)
         try:
             return self.policy.diagnostics(features.flatten(0, 1))

@@ -30,6 +30,8 @@ from neurocoder.errors import lookup
 VARIABLE = "NEUROCODER_DATA"
 SPLITS = ("train", "test")
 OFFICIAL = "official bytes"
+LOCAL = ", local, "
+"""In the provenance of data that are not known to be the official bytes."""
 REPLACE = "put the official file there"
 
 
@@ -317,7 +319,9 @@ def _provenance(source: Source, home: Path, md5: Mapping[str, str]) -> str:
         name for name in md5 if md5[name] != source.md5.get(name) and not verified(home, [home / name])
     ]
     if foreign:
-        return f"{source.title}, local, not the {OFFICIAL} ({', '.join(foreign)})"
+        if not source.md5:
+            return f"{source.title}{LOCAL}whose bytes could not be checked"
+        return f"{source.title}{LOCAL}not the {OFFICIAL} ({', '.join(foreign)})"
     return f"{source.title}, {OFFICIAL}"
 
 

@@ -4,7 +4,6 @@ gymnasium.make_vec("neurocoder/MNIST-v0", num_envs=128, split="test")
 """
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import gymnasium as gym
@@ -26,14 +25,6 @@ SHIFT = 4
 """Pixels by which augmented images are shifted at most (He et al. 2016, section 4.2: padded by 4 and cropped)."""
 LAST = ("wrap", "partial")
 _SHUFFLE, _AUGMENT, _SUBSET = range(3)  # what a random number is for: streams of their own
-
-
-@lru_cache(maxsize=8)
-def _order(seed: int, pass_: int, n: int, shuffle: bool) -> np.ndarray:
-    """Return the order in which pass number `pass_` shows the `n` images."""
-    order = _generator(seed, _SHUFFLE, pass_).permutation(n) if shuffle else np.arange(n)
-    order.flags.writeable = False
-    return order
 
 
 def _generator(*key: int) -> np.random.Generator:
@@ -100,6 +91,8 @@ class Classification(Task):
         self.n = samples or len(images)
         """How many images a pass has."""
         self.augment, self.pad, self.shuffle, self.last = augment, pad, shuffle, last
+        self._order: tuple[tuple[int, int, int], np.ndarray] | None = None
+        """The order of the pass last shown, after what it depends on."""
         self._affine: tuple[np.ndarray, np.ndarray] | None = None
         self.action_space = gym.spaces.Discrete(DATASETS[dataset].n_classes)
         if features:
@@ -142,19 +135,28 @@ class Classification(Task):
         seen = images if self._affine is None else self._float(images)
         return Drawn(seen[None], self.data.labels[indices][None], None if mask is None else mask[None])
 
+    def _order_of(self, seed: int, pass_: int) -> np.ndarray:
+        """Return the order in which pass number `pass_` shows the images, [n]."""
+        if not self.shuffle:
+            return np.arange(self.n)
+        key = (seed, pass_, self.n)
+        if self._order is None or self._order[0] != key:
+            self._order = (key, _generator(seed, _SHUFFLE, pass_).permutation(self.n))
+        return self._order[1]
+
     def _indices(self, seed: int, index: int, batch: int) -> tuple[np.ndarray, np.ndarray | None]:
         mask = None
         if (draws := self.passes(batch)) is not None:
             pass_, place = divmod(index, draws)
-            chosen = _order(seed, pass_, self.n, self.shuffle)[place * batch : (place + 1) * batch]
+            chosen = self._order_of(seed, pass_)[place * batch : (place + 1) * batch]
             mask = np.arange(batch) < len(chosen)
             chosen = np.resize(chosen, batch)
         else:
             pass_, start = divmod(index * batch, self.n)
-            chosen = _order(seed, pass_, self.n, self.shuffle)[start : start + batch]
+            chosen = self._order_of(seed, pass_)[start : start + batch]
             while len(chosen) < batch:
                 pass_ += 1
-                more = _order(seed, pass_, self.n, self.shuffle)[: batch - len(chosen)]
+                more = self._order_of(seed, pass_)[: batch - len(chosen)]
                 chosen = np.concatenate((chosen, more))
         return (chosen if self.kept is None else self.kept[chosen]), mask
 

@@ -320,6 +320,10 @@ def resolve(
     atari = is_atari(spec) or is_game_sequence(spec.id)
     if recipe is None:
         values = read_recipe(default_recipe(spec, overrides.get("agent")))
+        if is_task(spec) and overrides.get("agent") == "a3c" and spec.name not in TASK_RECIPES:
+            # images: scored on those that it has not seen
+            put(values, "evaluation.env_options.split", "test")
+    _drop_options_of_others(values, overrides)
     for name, value in {**overrides, "env": env}.items():
         put(values, name, value)
     _fill_in_strength(values)
@@ -337,6 +341,15 @@ def resolve(
     elif protocol is not None or "protocol" in values:
         raise ConfigError(f"a protocol preset applies to Atari games only, and {env!r} is none")
     return from_mapping(values, source if overrides or not recipe else recipe)
+
+
+def _drop_options_of_others(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Where a flag names another encoder, core or head than the recipe, take the recipe's options for it away."""
+    policy = values.get("policy", {})
+    for part in ("encoder", "core", "head"):
+        name = overrides.get(f"policy.{part}")
+        if isinstance(policy, dict) and name is not None and name != policy.get(part):
+            policy.pop(f"{part}_config", None)
 
 
 def _fill_in_strength(values: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from neurocoder.runs.checkpoint import Checkpoint
 from neurocoder.runs.config import TrainConfig
 from neurocoder.runs.learner_session import LearnerSession
 from neurocoder.runs.run import Run
-from neurocoder.runs.scoring import Score, write_matrix
+from neurocoder.runs.scoring import Score, joined, write_matrix
 from neurocoder.runs.session import Outcome
 
 
@@ -59,7 +59,7 @@ class ContinualSession(LearnerSession):
         if learner.done:
             numbers = summary(matrix)
             words += "; " + ", ".join(f"{name.upper()} {value:.2f}" for name, value in numbers.items())
-        data = learner.test_envs.task.provenance
+        data = joined(learner.envs.task.provenance, learner.test_envs.task.provenance)
         score = Score(
             source="training",
             env=self.config.env,

@@ -11,7 +11,7 @@ import numpy as np
 
 from neurocoder.agents.player import GamePlayer, Player, Step, evaluate
 from neurocoder.agents.supervised import evaluate_predictions
-from neurocoder.envs import make_tasks
+from neurocoder.envs import env_spec, is_task, make_tasks
 from neurocoder.policies import Policy
 from neurocoder.runs.checkpoint import load_checkpoint, load_parameters
 from neurocoder.runs.config import EvaluationConfig, TrainConfig
@@ -90,7 +90,7 @@ def score_checkpoint(
         games = score_games(player, envs, evaluation, seed, watch)
     finally:
         envs.close()
-    return Score(
+    score = Score(
         source=source,
         env=config.env,
         checkpoint=int(path.name),
@@ -100,6 +100,9 @@ def score_checkpoint(
         seed=seed,
         **games,
     )
+    if is_task(env_spec(config.env)):  # by reward
+        score["data"] = provenance(config)
+    return score
 
 
 def score_games(
@@ -161,8 +164,28 @@ def score_predictions(
         truncated=0,
         loss=result.loss,
         scored=result.scored,
-        data=envs.task.provenance,
+        data=provenance(config, trust=trust),
     )
+
+
+def provenance(config: TrainConfig, *, trust: bool = True) -> str:
+    """Return where the data of a task come from, those that are learned from and those of the evaluation; "" for none.
+
+    Raises
+    ------
+    EnvError
+        The environment is no supervised task.
+    """
+    parts = [
+        make_tasks(config.env, 1, options, trust=trust).task
+        for options in (config.env_options, config.evaluation_options)
+    ]
+    return joined(*(part.provenance for part in parts))
+
+
+def joined(*provenances: str) -> str:
+    """Return where data come from, each place once."""
+    return "; ".join(dict.fromkeys(filter(None, provenances)))
 
 
 def describe_predictions(score: Score, action_space: gym.Space) -> str:

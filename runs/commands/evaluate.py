@@ -157,7 +157,8 @@ def _evaluate_run(run: str, checkpoint: str, logs: Path, task: int | None, optio
         path, config, evaluation, make_envs, seed=options.seed, source="eval", device=options.device
     )
     protocol = None if config.protocol is None else config.describe_protocol()
-    _print(config.env, path, score, evaluation, options.seed, time.monotonic() - started, protocol)
+    seconds = time.monotonic() - started
+    _print(config.env, path, score, evaluation, options.seed, seconds, protocol, score.get("data", ""))
     _keep(found, score, options)
     return 0
 
@@ -233,6 +234,7 @@ def _print(
     seed: int,
     seconds: float,
     protocol: str | None,
+    data: str = "",
 ) -> None:
     actions = "most probable" if evaluation.deterministic else "sampled"
     spread = f"mean ± std of {len(games['returns'])} episodes"
@@ -249,3 +251,5 @@ def _print(
     print(f"{sum(games['lengths']):,} agent steps in {seconds:.1f} s, seed {seed}")
     if protocol is not None:
         print(f"protocol {protocol}")
+    if data:
+        print(f"data: {data}")

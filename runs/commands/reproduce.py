@@ -39,7 +39,7 @@ def reproduce(
     logs
         Folder of all runs.
     """
-    from neurocoder.errors import ConfigError, require
+    from neurocoder.errors import ConfigError, NeurocoderError, require
     from neurocoder.runs.reproduce.catalogue import experiment, is_count
 
     require(jobs >= 1, "--jobs", jobs, ">= 1")
@@ -47,30 +47,27 @@ def reproduce(
     if json is not None and not json.parent.is_dir():
         raise ConfigError(f"--json {json}: there is no folder {json.parent}")
     if is_count(name):
-        return _counts(json)
+        return _counts(json, _folder(logs, name))
     from neurocoder.runs.reproduce.experiment import read_rows
     from neurocoder.runs.reproduce.report import report, summary
     from neurocoder.runs.reproduce.trainings import check, only_writer, run_missing
 
     found = experiment(name)
-    folder = logs / "reproduce" / name
     if quick:
-        folder = folder.with_name(f"{name}-quick")
         settings = [replace(s, overrides={**s.overrides, **found.quick}) for s in found.settings]
         found = replace(found, settings=settings, seeds=1)
     if only is not None and not any(only in setting.label for setting in found.settings):
         known = ", ".join(repr(setting.label) for setting in found.settings)
         raise ConfigError(f"--only {only}: no setting is called like that; known: {known}")
     check(found)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write logs in {logs}: {error.strerror or error}; choose another --logs"
-        ) from None
+    folder = _folder(logs, f"{name}-quick" if quick else name)
     with only_writer(folder):
         found.prepare()
-        run_missing(found, folder, seeds or found.seeds, jobs, only)
+        try:
+            run_missing(found, folder, seeds or found.seeds, jobs, only)
+        except NeurocoderError:
+            print(report(found, folder))  # what there is, all the same
+            raise
         print(report(found, folder))
     print(f"rows, CSV and pictures: {folder}")
     if json is not None:
@@ -78,15 +75,36 @@ def reproduce(
     return 0
 
 
-def _counts(json: Path | None) -> int:
-    from dataclasses import asdict
+def _folder(logs: Path, name: str) -> Path:
+    """Return the folder of an experiment, which is made."""
+    from neurocoder.errors import ConfigError
 
-    from neurocoder.runs.reproduce.table6 import markdown, table6
+    folder = logs / "reproduce" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write logs in {logs}: {error.strerror or error}; choose another --logs"
+        ) from None
+    return folder
+
+
+def _counts(json: Path | None, folder: Path) -> int:
+    """Print what is counted and not trained, and write it into `folder`."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from neurocoder.runs.reproduce.table6 import as_csv, markdown, table6
 
     rows = table6()
     print(markdown(rows))
+    counts = [{**asdict(row), "count": row.computed} for row in rows]
+    (folder / "table.md").write_text(markdown(rows), "utf-8")
+    (folder / "rows.csv").write_text(as_csv(rows), "utf-8")
+    (folder / "summary.json").write_text(dumps(counts, indent=1) + "\n", "utf-8")
+    print(f"table, CSV and JSON: {folder}")
     if json is not None:
-        _write(json, [{**asdict(row), "count": row.computed} for row in rows])
+        _write(json, counts)
     return 0
 
 

@@ -16,7 +16,7 @@ from neurocoder.envs.datasets import features_folder
 from neurocoder.runs.features import compute_features, features_name
 from neurocoder.runs.reproduce.continual_tables import compared
 from neurocoder.runs.reproduce.experiment import ACCURACY, Experiment, Row, Setting
-from neurocoder.runs.reproduce.pictures import labels_of
+from neurocoder.runs.reproduce.pictures import labels_of, save
 
 ENV, DATASET = "neurocoder/SplitCIFAR10-v0", "cifar10"
 ENCODER, SIZE = "efficientnet_lite0", 96
@@ -104,8 +104,7 @@ def figures(rows: Sequence[Row], folder: Path) -> None:
         axis.fill_between(x, low, high, color=f"C{number % len(HEADS)}", alpha=0.15, linewidth=0)
     axis.set(xlabel="tasks learned", ylabel="mean accuracy of these, percent", xticks=range(1, 6))
     axis.legend(fontsize=8)
-    figure.savefig(folder / "curve.png", dpi=110)
-    plt.close(figure)
+    save(figure, folder / "curve.png", rows)
 
 
 FIG8 = Experiment(

@@ -21,6 +21,8 @@ class Setting:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Dotted keys of the configuration."""
     published: str = ""
+    published_parameters: str = ""
+    """As Table 6 has them, e.g. "1.7M"."""
 
     def with_overrides(self, **more: Any) -> "Setting":
         """Return the setting with more overrides; their dots are written ``__``."""

@@ -38,6 +38,16 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "lowrank r15": ("lowrank", {"rank": 15}),
     "lowrank r1": ("lowrank", {"rank": 1}),
 }
+PRINTED_PARAMETERS = {
+    ("MLP", "linear"): "1.7M",
+    ("MLP", "moe"): "15.4M",
+    ("MLP", "nsm"): "21.2M",
+    ("MLP", "neurocoder"): "1.9M",
+    ("LeNet", "linear"): "2.1M",
+    ("LeNet", "moe"): "12.3M",
+    ("LeNet", "nsm"): "27.1M",
+    ("LeNet", "neurocoder"): "2.3M",
+}
 PUBLISHED = {
     ("MLP", "linear"): "52.06",
     ("MLP", "moe"): "50.76",
@@ -72,8 +82,8 @@ def _setting(network: str, name: str) -> Setting:
     overrides |= flat(encoder, "policy.encoder_config.")
     overrides |= flat(options, "policy.head_config.")
     recipe = "images" if network == "MLP" else "images-lenet"
-    published = PUBLISHED.get((network, name), "")
-    return Setting(f"{network}, {name}", ENV, recipe, overrides, published)
+    published, parameters = (printed.get((network, name), "") for printed in (PUBLISHED, PRINTED_PARAMETERS))
+    return Setting(f"{network}, {name}", ENV, recipe, overrides, published, parameters)
 
 
 def verdict(rows: Sequence[Row], folder: Path) -> str:

@@ -16,6 +16,7 @@ import torch
 from neurocoder.envs import make_tasks
 from neurocoder.policies import Policy
 from neurocoder.runs.reproduce.experiment import ACCURACY, Experiment, Row, Setting
+from neurocoder.runs.reproduce.pictures import save
 from neurocoder.runs.reproduce.trained import open_row
 from neurocoder.runs.reproduce.verdicts import against, ends
 
@@ -33,6 +34,8 @@ NEUROCODER: dict[str, Any] = {
     "sharpness": 1.0,
 }
 PIXELS, PROJECTED = "softmax regression, pixels", "softmax regression, projection"
+PUBLISHED = {PIXELS: ("88.0 (imported)", "7.8K"), "neurocoder, J = 5": ("93.5 (read off)", "7.3K")}
+"""Test accuracy and number of parameters, by setting."""
 COMPONENTS = 3
 """Singular vectors whose attention is drawn."""
 
@@ -56,8 +59,7 @@ def _setting(label: str, head: str, options: dict[str, Any], *, projected: bool 
     else:
         overrides |= {"policy.encoder_config.hidden": []}
     overrides |= {f"policy.head_config.{key}": value for key, value in options.items()}
-    published = "88.0 (imported)" if label == PIXELS else "93.5 (read off)" if label.endswith("J = 5") else ""
-    return Setting(label, ENV, "images", overrides, published)
+    return Setting(label, ENV, "images", overrides, *PUBLISHED.get(label, ("", "")))
 
 
 SETTINGS = [
@@ -67,7 +69,13 @@ SETTINGS = [
         _setting(f"neurocoder, J = {steps}", "neurocoder", {**NEUROCODER, "attention_steps": steps})
         for steps in STEPS
     ),
+    _setting("lowrank r1, projection", "lowrank", {"rank": 1}),
     _setting("lowrank r5, projection", "lowrank", {"rank": 5}),
+    _setting(
+        "neurocoder, J = 5, uniform attention",
+        "neurocoder",
+        {**NEUROCODER, "attention_steps": 5, "sharpness": 1e-6},
+    ),
     _setting(
         "neurocoder, J = 5, a = 0", "neurocoder", {**NEUROCODER, "attention_steps": 5, "orthogonality": 0.0}
     ),
@@ -82,10 +90,11 @@ def verdict(rows: Sequence[Row], folder: Path) -> str:
     """Say whether the error falls with J, and whether composed weights beat softmax regressions."""
     best = "neurocoder, J = 5"
     parts = [
-        against(rows, best, "neurocoder, J = 1", ACCURACY),
+        *(against(rows, best, f"neurocoder, J = {steps}", ACCURACY) for steps in STEPS[:-1]),
         against(rows, best, PROJECTED, ACCURACY),
         against(rows, best, PIXELS, ACCURACY),
         against(rows, best, "lowrank r5, projection", ACCURACY),
+        against(rows, best, "neurocoder, J = 5, uniform attention", ACCURACY),
         against(rows, best, "neurocoder, J = 5, a = 0", ACCURACY),
     ]
     return "\n".join(f"- {part}" for part in parts if part)
@@ -119,7 +128,7 @@ def patterns(attention: np.ndarray, share: float = 0.5) -> list[tuple[int, ...]]
     return paths
 
 
-def draw_tree(paths: Sequence[tuple[int, ...]], file: Path, title: str) -> None:
+def draw_tree(paths: Sequence[tuple[int, ...]], file: Path, title: str, rows: Sequence[Row] = ()) -> None:
     """Draw the binary tree whose leaves are the digits with the same path (Figure 4d)."""
     import matplotlib
 
@@ -135,15 +144,14 @@ def draw_tree(paths: Sequence[tuple[int, ...]], file: Path, title: str) -> None:
         axis.annotate(" ".join(digits), (depth, x[-1]), xytext=(8, -4), textcoords="offset points")
     axis.set(title=title, xlabel="component", yticks=[], xticks=range(depth + 1))
     axis.margins(x=0.2)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    save(figure, file, rows)
 
 
 def _height(path: tuple[int, ...]) -> float:
     return sum((1 if side else -1) * 0.5**level for level, side in enumerate(path, 1))
 
 
-def draw_attention(attention: np.ndarray, file: Path, title: str) -> None:
+def draw_attention(attention: np.ndarray, file: Path, title: str, rows: Sequence[Row] = ()) -> None:
     """Draw every digit's attention over the slots (Figure 4b): a panel for each digit, components across."""
     import matplotlib
 
@@ -157,11 +165,10 @@ def draw_attention(attention: np.ndarray, file: Path, title: str) -> None:
     axes[0].set_ylabel("slot of M_U")
     figure.colorbar(picture, ax=axes)
     figure.suptitle(title)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    save(figure, file, rows)
 
 
-def draw_gallery(policy: Policy, file: Path, title: str) -> None:
+def draw_gallery(policy: Policy, file: Path, title: str, rows: Sequence[Row] = ()) -> None:
     """Draw the stored programs as pictures: each row of M_U brought back to pixels by the projection's transpose."""
     import matplotlib
 
@@ -175,8 +182,7 @@ def draw_gallery(policy: Policy, file: Path, title: str) -> None:
         axis.imshow(pixels[slot], cmap="RdBu", vmin=-np.abs(pixels).max(), vmax=np.abs(pixels).max())
         axis.set(title=f"slot {slot}", xticks=[], yticks=[])
     figure.suptitle(title)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    save(figure, file, rows)
 
 
 def figures(rows: Sequence[Row], folder: Path) -> None:
@@ -190,9 +196,10 @@ def figures(rows: Sequence[Row], folder: Path) -> None:
         policy = trained.policy
         kind = "single" if "J = 1" in row["label"] else "multi"
         attention = attention_by_digit(policy)
-        draw_attention(attention, folder / f"attention-{kind}-step.png", row["label"])
-        draw_tree(patterns(attention), folder / f"tree-{kind}-step.png", row["label"])
-        draw_gallery(policy, folder / f"programs-{kind}-step.png", row["label"])
+        title = row["label"]
+        draw_attention(attention, folder / f"attention-{kind}-step.png", title, [row])
+        draw_tree(patterns(attention), folder / f"tree-{kind}-step.png", title, [row])
+        draw_gallery(policy, folder / f"programs-{kind}-step.png", title, [row])
 
 
 def _draw_error(rows: Sequence[Row], file: Path) -> None:
@@ -221,9 +228,9 @@ def _draw_error(rows: Sequence[Row], file: Path) -> None:
                 100 - float(np.mean(list(values.values()))), color=color, linestyle="--", label=label
             )
     axis.set(xlabel="attention steps J", ylabel="test error, percent", xticks=STEPS)
-    axis.legend(fontsize=8)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    if axis.get_lines():
+        axis.legend(fontsize=8)
+    save(figure, file, rows)
 
 
 FIG4 = Experiment(

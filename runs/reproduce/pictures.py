@@ -1,16 +1,32 @@
 """Pictures that several experiments draw from their rows."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from neurocoder.envs.datasets import LOCAL
 from neurocoder.runs.reproduce.experiment import Metric, Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def labels_of(rows: Sequence[Row]) -> list[str]:
     """Return the settings that have rows, in their order."""
     return list(dict.fromkeys(row["label"] for row in rows))
+
+
+def save(figure: "Figure", file: Path, rows: Sequence[Row], *, dpi: int = 110) -> None:
+    """Write `figure`, which shows `rows`, to `file`; below it stands which data are not known to be the official bytes."""
+    import matplotlib.pyplot as plt
+
+    if foreign := sorted({row["data"] for row in rows if LOCAL in row["data"]}):
+        figure.supxlabel("\n".join(textwrap.wrap(f"Data: {'; '.join(foreign)}", 100)), fontsize=7)
+    figure.savefig(file, dpi=dpi)
+    plt.close(figure)
 
 
 def bars(rows: Sequence[Row], file: Path, title: str) -> None:
@@ -29,8 +45,7 @@ def bars(rows: Sequence[Row], file: Path, title: str) -> None:
     low = min(min(values) for values in scores)
     axis.set(xlabel=title, xlim=(max(0, low - 5), None))
     axis.invert_yaxis()
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    save(figure, file, rows)
 
 
 def curves(
@@ -63,5 +78,4 @@ def curves(
         axis.fill_between(x, y.min(axis=0), y.max(axis=0), color=f"C{number}", alpha=0.2, linewidth=0)
     axis.set(xlabel=unit, ylabel=metric.name, title=title, yscale="log" if logarithmic else "linear")
     axis.legend(fontsize=8)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    save(figure, file, rows)

@@ -1,9 +1,11 @@
 """Figures 5 and 6: polynomial auto-regression by a GRU whose output layer is composed.
 
-Sizes are the paper's: a GRU of 32 units with a linear output, 28 with HyperNet's scales, 16 with a Neurocoder of one step
-(P = 10, H = 15), 8 with one of five steps (P = 20, H = 1). A program of one output has rank 1 whatever is composed, so the
-control is a static layer on the smallest GRU. What the paper does not say is set here: 100 points, 5 chunks, every chunk
-scaled to |y| <= 1, Adam at 1e-3, gradients of at most norm 1. Updates are half of the paper's 10,000: it says that both
+Widths are the paper's: a GRU of 32 units with a linear output (3,489 parameters), 28 with HyperNet's scales of the output
+layer's inputs (3,529), 16 with a Neurocoder of one step (P = 10, H = 15), 8 with one of five steps (P = 20, H = 1). It does not
+say how large the controller is; here it is what makes the Neurocoders as large as printed, or a little smaller: 3,486 (3.6K)
+and 2,049 (2.1K). A program of one output has rank 1 whatever is composed, so the control of low rank is a static layer on the
+smallest GRU. What else the paper does not say is set here: 100 points, 5 chunks, every chunk scaled to |y| <= 1, Adam at
+1e-3, gradients of at most norm 1. Updates are half of the paper's 10,000, a quarter in the variants: it says that both
 Neurocoders converge within 2,000, and the curves show whether they did.
 """
 
@@ -27,16 +29,26 @@ ENV = "neurocoder/Polynomial-v0"
 LENGTH, BATCH = 100, 128
 PER_UPDATE = LENGTH * BATCH
 UPDATES = 5_000
-SINGLE = {"slots": 10, "attention_steps": 1, "attention_heads": 15}
-MULTI = {"slots": 20, "attention_steps": 5, "attention_heads": 1}
+SINGLE = {"slots": 10, "attention_steps": 1, "attention_heads": 15, "controller_size": 9}
+MULTI = {"slots": 20, "attention_steps": 5, "attention_heads": 1, "controller_size": 14}
 COMMON = {"key_size": 3, "least_used": 2, "orthogonality": 0.1, "residual": False, "sharpness": 1.0}
 MODELS: dict[str, tuple[int, str, dict[str, Any]]] = {
     # GRU units, head, its options
     "linear": (32, "linear", {}),
-    "hypernet": (28, "hypernet", {}),
+    "hypernet": (28, "hypernet", {"variant": "input-scale"}),
     "neurocoder single-step": (16, "neurocoder", {**COMMON, **SINGLE}),
     "neurocoder multi-step": (8, "neurocoder", {**COMMON, **MULTI}),
     "linear, GRU of 8": (8, "linear", {}),
+}
+PRINTED_PARAMETERS = {
+    "linear": "3.4K",
+    "hypernet": "3.5K",
+    "neurocoder single-step": "3.6K",
+    "neurocoder multi-step": "2.1K",
+}
+CONTROLS: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "neurocoder multi-step, uniform attention": (8, "neurocoder", {**COMMON, **MULTI, "sharpness": 1e-6}),
+    "neurocoder multi-step, a = 0": (8, "neurocoder", {**COMMON, **MULTI, "orthogonality": 0.0}),
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
@@ -49,11 +61,12 @@ TOLERANCE = 2
 
 
 def _setting(model: str, variant: str) -> Setting:
-    units, head, options = MODELS[model]
+    units, head, options = (MODELS | CONTROLS)[model]
+    updates = UPDATES // 2 if variant else UPDATES
     overrides: dict[str, Any] = {
-        "steps": UPDATES * PER_UPDATE,
-        "checkpoint_every": UPDATES // 20 * PER_UPDATE,
-        "evaluation.every": UPDATES // 20 * PER_UPDATE,
+        "steps": updates * PER_UPDATE,
+        "checkpoint_every": updates // 20 * PER_UPDATE,
+        "evaluation.every": updates // 20 * PER_UPDATE,
         "evaluation.episodes": 1024,
         "keep_checkpoints": 1,
         "milestone_every": 0,
@@ -63,7 +76,8 @@ def _setting(model: str, variant: str) -> Setting:
         **{f"policy.head_config.{name}": value for name, value in options.items()},
         **VARIANTS[variant],
     }
-    return Setting(model + variant, ENV, "polynomial", overrides)
+    printed = "" if variant else PRINTED_PARAMETERS.get(model, "")
+    return Setting(model + variant, ENV, "polynomial", overrides, published_parameters=printed)
 
 
 # ------------------------------------------------------------------------ does attention follow chunks?
@@ -179,13 +193,23 @@ def verdict5(rows: Sequence[Row], folder: Path) -> str:
                 f"- {label}: attention finds {means['attention']:.0%} of the boundaries between chunks, the jumps of "
                 f"y itself {means['jumps of y']:.0%}, chance {means['chance']:.0%} ({len(own)} seeds)."
             )
+    single, multi = (
+        {line["seed"]: float(line["attention"]) for line in found if line["setting"] == label}
+        for label in FIG5_MODELS
+    )
+    if both := sorted(single.keys() & multi.keys()):
+        wins = sum(multi[seed] > single[seed] for seed in both)
+        parts.append(
+            f"- The multi-step one finds more than the single-step one with {wins} of {len(both)} seeds."
+        )
     return "\n".join(parts)
 
 
 def figures6(rows: Sequence[Row], folder: Path) -> None:
     """Draw the learning curves of each variant."""
     for variant in VARIANTS:
-        own = [row for row in rows if row["label"] in {model + variant for model in MODELS}]
+        models = (*MODELS, *(() if variant else CONTROLS))
+        own = [row for row in rows if row["label"] in {model + variant for model in models}]
         if own:
             name = "curves" + (variant.replace(", ", "-").replace(" ", "-").replace(".", "") or "")
             curves(own, folder / f"{name}.png", LOSS, per_unit=PER_UPDATE, logarithmic=True)
@@ -199,6 +223,7 @@ def verdict(rows: Sequence[Row], folder: Path) -> str:
         for better, worse in itertools.pairwise(order):
             parts.append(against(rows, better + variant, worse + variant, LOSS))
         parts.append(against(rows, "neurocoder multi-step" + variant, "linear, GRU of 8" + variant, LOSS))
+    parts += [against(rows, "neurocoder multi-step", control, LOSS) for control in CONTROLS]
     return "\n".join(f"- {part}" for part in parts if part)
 
 
@@ -211,7 +236,8 @@ QUICK = {
 FIG6 = Experiment(
     "fig6",
     "Figure 6: polynomial auto-regression, mean squared error",
-    [_setting(model, variant) for variant in VARIANTS for model in MODELS],
+    [_setting(model, "") for model in (*MODELS, *CONTROLS)]
+    + [_setting(model, variant) for variant in VARIANTS if variant for model in MODELS],
     quick=QUICK,
     seeds=3,
     metric=LOSS,

@@ -7,32 +7,56 @@ import statistics
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypedDict
 
 from neurocoder.runs.reproduce.command_lines import is_of_today
 from neurocoder.runs.reproduce.experiment import Experiment, Row, read_rows
 
 
-def summary(experiment: Experiment, rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Return a line for each setting that has rows: the score of its last checkpoints, and of the best of all."""
+class Line(TypedDict):
+    """What a setting came to over its seeds."""
+
+    setting: str
+    parameters: int
+    parameters_in_paper: str
+    seeds: int
+    metric: str
+    mean: float
+    """Of the last checkpoints."""
+    std: float | None
+    """With n - 1; None for a single seed."""
+    best: float
+    """Of all checkpoints of all seeds."""
+    in_paper: str
+    minutes: float
+    """Of one run."""
+    data: list[str]
+    """Where it comes from."""
+
+
+def summary(experiment: Experiment, rows: Sequence[Row]) -> list[Line]:
+    """Return a line for each setting that has rows."""
     lines = []
+    metric = experiment.metric
     for setting in experiment.settings:
         own = sorted((row for row in rows if row["label"] == setting.label), key=lambda row: row["seed"])
         if not own:
             continue
-        metric = experiment.metric
         last = [metric.of(row)[-1] for row in own]
-        best = metric.best(value for row in own for value in metric.of(row))
-        spread = f" ± {metric.show(statistics.stdev(last))}" if len(last) > 1 else ""
         lines.append(
-            {
-                "setting": setting.label,
-                "parameters": f"{own[0]['parameters']:,}",
-                "seeds": str(len(own)),
-                f"{metric.name} at the end": metric.show(statistics.mean(last)) + spread,
-                "best of all": metric.show(best),
-                "paper": setting.published,
-                "minutes": f"{statistics.mean(row['minutes'] for row in own):.1f}",
-            }
+            Line(
+                setting=setting.label,
+                parameters=own[0]["parameters"],
+                parameters_in_paper=setting.published_parameters,
+                seeds=len(own),
+                metric=metric.name,
+                mean=statistics.mean(last),
+                std=statistics.stdev(last) if len(last) > 1 else None,
+                best=metric.best(value for row in own for value in metric.of(row)),
+                in_paper=setting.published,
+                minutes=statistics.mean(row["minutes"] for row in own),
+                data=sorted({row["data"] for row in own if row["data"]}),
+            )
         )
     return lines
 
@@ -42,10 +66,28 @@ def markdown(experiment: Experiment, rows: Sequence[Row], folder: Path) -> str:
     lines = summary(experiment, rows)
     if not lines:
         return f"# {experiment.title}\n\nNothing has been run yet.\n"
-    header = list(lines[0])
-    table = [header, ["---"] * len(header), *([line[name] for name in header] for line in lines)]
-    data = sorted({row["data"] for row in rows if row["data"]})
+    show = experiment.metric.show
+    name = experiment.metric.name
+    table = [["setting", "parameters", "seeds", f"{name} at the end", "best of all", "paper", "minutes"]]
+    table += [["---"] * len(table[0])]
+    for line in lines:
+        printed = f" ({line['parameters_in_paper']})" if line["parameters_in_paper"] else ""
+        spread = "" if line["std"] is None else f" ± {show(line['std'])}"
+        table.append(
+            [
+                line["setting"],
+                f"{line['parameters']:,}{printed}",
+                str(line["seeds"]),
+                show(line["mean"]) + spread,
+                show(line["best"]),
+                line["in_paper"],
+                f"{line['minutes']:.1f}",
+            ]
+        )
     parts = [f"# {experiment.title}", "\n".join("| " + " | ".join(cells) + " |" for cells in table)]
+    if any(line["parameters_in_paper"] for line in lines):
+        parts.append("Parameters in brackets: as printed in Table 6.")
+    data = sorted({text for line in lines for text in line["data"]})
     parts += [f"Data: {'; '.join(data)}."] if data else []
     parts += _stale(experiment, rows)
     return "\n\n".join([*parts, experiment.verdict(rows, folder)]) + "\n"

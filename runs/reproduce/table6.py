@@ -6,6 +6,8 @@ those that are inferred are said to be. Source: H. Le and S. Venkatesh, arXiv 20
 release" is github.com/thaihungle/Neurocoder.
 """
 
+import csv
+import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
@@ -382,6 +384,17 @@ def markdown(rows: Iterable[Table6Row]) -> str:
         cells = (row.row, row.column, row.printed, *counts, row.verdict, row.model, row.reason)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def as_csv(rows: Iterable[Table6Row]) -> str:
+    """Return `rows` as CSV."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["row", "column", "printed", "counted", "never used", "verdict", "model", "why"])
+    for row in rows:
+        counts = ("", "") if row.count is None else (row.count.total, row.count.unused)
+        writer.writerow([row.row, row.column, row.printed, *counts, row.verdict, row.model, row.reason])
+    return out.getvalue()
 
 
 def count_entry(entry: Entry) -> Table6Row:

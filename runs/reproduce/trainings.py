@@ -25,7 +25,8 @@ import numpy as np
 
 from neurocoder.agents.continual_metrics import summary as summary_of_matrix
 from neurocoder.errors import NeurocoderError
-from neurocoder.runs.checkpoint import saved_steps
+from neurocoder.policies.parameter_counts import count_parameters
+from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint, saved_steps
 from neurocoder.runs.config import flat, to_mapping
 from neurocoder.runs.preparation import prepare
 from neurocoder.runs.reproduce.command_lines import (
@@ -98,14 +99,13 @@ def train(setting: Setting, seed: int, folder: Path, commands: Commands | None =
     """
     commands = commands or Commands()
     logs = logs_of(setting, seed, folder)
-    found = find_runs(logs)
     began = time.monotonic()
-    if found and saved_steps(found[0].checkpoints):
+    if found := _begun(logs):
         _refuse_another(found[0], setting, seed)
         commands.run(["train", "--resume", str(found[0].path)])
     else:
         commands.run(command_of(setting, seed, logs))
-    (run,) = find_runs(logs)
+    (run,) = _begun(logs)
     newest = saved_steps(run.checkpoints)[-1]
     if newest < (whole := run.config().steps):
         raise NeurocoderError(
@@ -119,7 +119,7 @@ def train(setting: Setting, seed: int, folder: Path, commands: Commands | None =
     return Row(
         label=setting.label,
         seed=seed,
-        parameters=_count(run.path),
+        parameters=_count(run),
         steps=[score["checkpoint"] for score in kept],
         scores=[round(score["mean"], 4) for score in kept],
         losses=[round(score["loss"], 6) for score in kept if "loss" in score],
@@ -156,12 +156,16 @@ def _measures(matrix: Path) -> dict[str, float]:
     return {name: round(value, 4) for name, value in summary_of_matrix(accuracies).items()}
 
 
-def _count(run: Path) -> int:
-    from safetensors import safe_open
+def _begun(logs: Path) -> list[Run]:
+    """Return the runs in `logs` that can go on: one killed before its first checkpoint cannot, and counts as none."""
+    return [run for run in find_runs(logs) if saved_steps(run.checkpoints)]
 
-    newest = saved_steps(run / "checkpoints")[-1]
-    with safe_open(run / "checkpoints" / str(newest) / "model.safetensors", "pt") as file:
-        return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118  # no mapping
+
+def _count(run: Run) -> int:
+    """Return how many numbers the network learns, with what it has grown; what it only carries does not count."""
+    saved = load_checkpoint(find_checkpoint(run.checkpoints), with_optimizer=False)
+    _, policy = prepare(run.config(), saved)
+    return count_parameters(policy).total
 
 
 def check(experiment: Experiment) -> None:
@@ -232,6 +236,11 @@ def run_missing(experiment: Experiment, folder: Path, seeds: int, jobs: int, onl
     """Train what is not there yet, `jobs` runs side by side, adding each finished one to ``rows.jsonl``.
 
     Ctrl-C and SIGTERM end the trainings, too, with their state saved.
+
+    Raises
+    ------
+    NeurocoderError
+        Trainings have failed: which, and why. The others have been run all the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for row in adopted(experiment, folder):
@@ -245,11 +254,17 @@ def run_missing(experiment: Experiment, folder: Path, seeds: int, jobs: int, onl
     ]
     began = time.monotonic()
     commands = Commands()
+    failures: list[NeurocoderError] = []
     with _sigterm_interrupts(), ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(train, setting, seed, folder, commands) for setting, seed in missing]
         try:
             for number, future in enumerate(as_completed(futures), 1):
-                row = future.result()
+                try:
+                    row = future.result()
+                except NeurocoderError as error:
+                    failures.append(error)
+                    print(f"{number}/{len(missing)}  {error}", flush=True)
+                    continue
                 _add(row, folder)
                 left = (time.monotonic() - began) / number * (len(missing) - number) / 60
                 print(
@@ -262,3 +277,6 @@ def run_missing(experiment: Experiment, folder: Path, seeds: int, jobs: int, onl
             if isinstance(reason, KeyboardInterrupt):
                 commands.stop()
             raise
+    if failures:
+        others = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
+        raise NeurocoderError(f"{failures[0]}{others}; the same command tries them again")

@@ -257,8 +257,21 @@ def test_a_foreign_state_is_refused():
         digits().load(tensors, data)
 
 
-def test_one_update_is_one_step_of_its_own_gradient():
-    config = SupervisedConfig(batch_size=32, optimizer="sgd", learning_rate=0.1, max_grad_value=1e-3)
+def cut(gradients):
+    return [gradient.clamp(-1e-3, 1e-3) for gradient in gradients]
+
+
+def shortened(gradients):
+    length = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients))
+    assert length > 0.1
+    return [gradient * 0.1 / length for gradient in gradients]
+
+
+@pytest.mark.parametrize(
+    ("limit", "limited"), [({"max_grad_value": 1e-3}, cut), ({"max_grad_norm": 0.1}, shortened)]
+)
+def test_one_update_is_one_step_of_its_own_gradient(limit, limited):
+    config = SupervisedConfig(batch_size=32, optimizer="sgd", learning_rate=0.1, **limit)
     learner = digits(config, head="neurocoder")
     before = [p.detach().clone() for p in learner.policy.parameters()]
     batch = sv.Batch(*(None if part is None else part.clone() for part in next(learner._batches)))
@@ -271,9 +284,29 @@ def test_one_update_is_one_step_of_its_own_gradient():
     logits, auxiliary = sv.predict(twin.policy, batch)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.target.flatten()) + auxiliary
     assert auxiliary > 0
-    gradients = torch.autograd.grad(loss, list(twin.policy.parameters()))
+    gradients = limited(torch.autograd.grad(loss, list(twin.policy.parameters())))
     for value, parameter, gradient in zip(before, learner.policy.parameters(), gradients, strict=True):
-        torch.testing.assert_close(parameter.detach(), value - 0.1 * gradient.clamp(-1e-3, 1e-3))
+        torch.testing.assert_close(parameter.detach(), value - 0.1 * gradient)
+
+
+def test_updates_take_the_learning_rate_of_their_time():
+    learner = digits(SupervisedConfig(batch_size=32, learning_rate=0.1, lr_schedule="linear"), total=128)
+    rates = []
+    while learner.steps < 128:
+        learner.update()
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+    np.testing.assert_allclose(rates, [0.1, 0.075, 0.05, 0.025])
+
+
+def test_diagnostics_do_not_touch_running_statistics():
+    envs = make_tasks("neurocoder/Digits-v0", 4)
+    made_of = PolicyConfig(encoder="densenet100", core="none", critic=False)
+    policy = Policy(envs.single_observation_space, envs.single_action_space, made_of)
+    learner = SupervisedLearner(policy, envs, SupervisedConfig(batch_size=4), total_steps=8, seed=0)
+    learner.update()
+    before = [buffer.clone() for buffer in policy.buffers()]
+    assert learner.diagnostics() and len(before) > 100
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.buffers(), strict=True))
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update():

@@ -205,6 +205,14 @@ WITH_DATA = ["SplitMNIST", "PermutedMNIST", "SplitCIFAR10"]
 IDS = [*OFFLINE, *(pytest.param(name, marks=pytest.mark.data) for name in WITH_DATA)]
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["SplitMNIST", "PermutedMNIST", "SplitCIFAR10", "SplitCIFAR100"])
+def test_ids_of_images_pass_both_checkers_with_a_few_of_them(name, few_images):
+    for scenario in ("task", "domain", "class"):
+        test_ids_pass_both_checkers(name, scenario)
+    test_make_vec_is_native_and_shows_every_task(name)
+
+
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 @pytest.mark.parametrize("name", IDS)
 @pytest.mark.filterwarnings("ignore")  # advice: images are best uint8, boxes symmetric

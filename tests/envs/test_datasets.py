@@ -138,6 +138,7 @@ def test_cifar_100_has_two_labels_and_the_fine_one_counts(tmp_path, monkeypatch)
     write(tmp_path / "cifar-100-binary", {"train.bin": rows.tobytes(), "test.bin": rows[:10].tobytes()})
     data = load_dataset("cifar100", "train", tmp_path)
     assert data.labels.tolist() == list(range(70, 100)) and data.n_classes == 100
+    assert data.provenance == "CIFAR-100, local, whose bytes could not be checked"
     assert data.images[3, 0, 0, 0] == rows[3, 2]
     assert (
         data.label_names == CIFAR100_NAMES == tuple(sorted(set(CIFAR100_NAMES)))
@@ -347,7 +348,7 @@ def serve_mnist(monkeypatch, address: str, folder: Path) -> None:
     monkeypatch.setitem(DATASETS, "mnist", replace(DATASETS["mnist"], download=download, md5=contents))
 
 
-def test_files_come_from_the_first_mirror_that_has_them(tmp_path, monkeypatch, mirror):
+def test_files_come_from_the_first_mirror_that_has_them(tmp_path, monkeypatch, mirror, capfd):
     serve_mnist(monkeypatch, *mirror)
     (tmp_path / "given").mkdir()
     monkeypatch.setenv("NEUROCODER_DATA", str(tmp_path / "given"))  # not there: into the cache
@@ -357,6 +358,7 @@ def test_files_come_from_the_first_mirror_that_has_them(tmp_path, monkeypatch, m
         path.name for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".lock")
     ) == ["mnist"]
     assert not any((tmp_path / "given").iterdir())
+    assert capfd.readouterr().err.count("100%|") >= 4  # a bar for each file
 
 
 def test_wrong_bytes_are_refused_and_nothing_stays(tmp_path, monkeypatch, mirror):

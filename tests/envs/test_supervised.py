@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from neurocoder.envs import EnvError, make_tasks
+from neurocoder.envs import EnvError, make_tasks, supervised
 from neurocoder.envs.datasets import load_dataset
 from neurocoder.envs.supervised import PIXEL_STATISTICS, Classification, shift_and_mirror
 
@@ -57,6 +57,18 @@ def test_partial_batches_are_masked_and_passes_counted():
         assert counted == task.n and all(part.mask[0].all() for part in drawn[:-1])
         kept = np.concatenate([part.inputs[part.mask] for part in drawn])
         assert len({image.tobytes() for image in kept}) == len({i.tobytes() for i in task.data.images})
+
+
+def test_an_order_is_drawn_once_a_pass_by_however_many_environments(monkeypatch):
+    drawn = []
+    generator = supervised._generator
+    monkeypatch.setattr(supervised, "_generator", lambda *key: drawn.append(key) or generator(*key))
+    tasks = [Classification("digits") for _ in range(20)]
+    for index in range(N + 1):
+        if index < 5 or index > N - 5:
+            for seed, task in enumerate(tasks):
+                task.draw(seed, index, 1)
+    assert len(drawn) == 2 * len(tasks)
 
 
 def test_without_shuffling_it_is_the_files_order():

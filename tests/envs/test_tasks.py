@@ -171,6 +171,13 @@ WITH_DATA = ["MNIST", "CIFAR10"]
 IDS = [*OFFLINE, *(pytest.param(name, marks=pytest.mark.data) for name in WITH_DATA)]
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["MNIST", "CIFAR10", "CIFAR100"])
+def test_ids_of_images_pass_both_checkers_with_a_few_of_them(name, few_images):
+    test_ids_pass_both_checkers(name)
+    test_make_vec_is_native_and_has_targets_at_every_step(name)
+
+
 @pytest.mark.parametrize("name", IDS)
 @pytest.mark.filterwarnings("ignore")  # advice: images are best uint8, boxes symmetric
 def test_ids_pass_both_checkers(name):

@@ -70,7 +70,8 @@ def test_figure_8_says_who_forgets(tmp_path):
         for label, start in (("SI, neurocoder", 80.0), ("SI, MLP", 70.0)):
             scores = [95.0, 90.0, 85.0, 82.0, start + seed]
             measures = {"bwt": -10.0 - seed, "forgetting_max": 12.0}
-            found.append({"label": label, "seed": seed, "scores": scores, "losses": [], "measures": measures})
+            row = {"label": label, "seed": seed, "scores": scores, "losses": [], "data": "CIFAR-10"}
+            found.append({**row, "measures": measures})
     text = continual_cifar.verdict(found, tmp_path)
     assert "- SI: neurocoder against MLP: +10.00 ± 0.00 points over 3 seeds" in text and "better." in text
     assert "- SI, MLP: BWT -11.0, forgetting (max) 12.0 points, 3 seeds." in text

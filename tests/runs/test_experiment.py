@@ -1,7 +1,10 @@
 """Experiments: rows come from the toolkit's own command, once each, and an interrupted run goes on."""
 
+import csv
+import itertools
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from neurocoder.envs.datasets import LOCAL
 from neurocoder.errors import ConfigError, NeurocoderError
 from neurocoder.runs.checkpoint import saved_steps
 from neurocoder.runs.cli import main
 from neurocoder.runs.reproduce import experiment as ex
-from neurocoder.runs.reproduce import trainings
+from neurocoder.runs.reproduce import linear_mnist, polynomials, trainings
 from neurocoder.runs.reproduce.catalogue import EXPERIMENTS, experiment
 from neurocoder.runs.reproduce.command_lines import command_of
+from neurocoder.runs.reproduce.pictures import save
 from neurocoder.runs.reproduce.polynomials import boundary_score, changes
 from neurocoder.runs.reproduce.report import report
 from neurocoder.runs.reproduce.trained import open_row
@@ -79,7 +85,13 @@ def test_a_table_is_trained_once(tmp_path, capsys):
     changed = replace(table, settings=[table.settings[0].with_overrides(log_every=640), table.settings[1]])
     assert "to train it anew): linear, seed 0; linear, seed 1." in report(changed, tmp_path)
     assert (tmp_path / "rows.csv").read_text().count("\n") == 13
-    assert json.loads((tmp_path / "summary.json").read_text())[0]["setting"] == "linear"
+    (line, _) = json.loads((tmp_path / "summary.json").read_text())
+    assert line["setting"] == "linear" and line["parameters"] == 1_210 and line["seeds"] == 2
+    assert line["mean"] == np.mean(ends) and line["std"] == pytest.approx(np.std(ends, ddof=1))
+    assert line["best"] == max(max(row["scores"]) for row in rows if row["label"] == "linear")
+    assert line["data"] == ["scikit-learn's digits"]
+    printed = replace(table, settings=[replace(table.settings[0], published_parameters="1.2K")])
+    assert "| linear | 1,210 (1.2K) | 2 |" in report(printed, tmp_path)
 
 
 def test_an_interrupted_run_goes_on(tmp_path):
@@ -200,6 +212,36 @@ def test_what_another_table_has_trained_is_taken_from_there(tmp_path, capsys):
     assert trainings.adopted(changed, tmp_path / "second-quick2") == []
 
 
+def test_a_run_killed_before_its_first_checkpoint_counts_as_none(tmp_path):
+    setting = digits("d", "linear")
+    row = trainings.train(setting, 0, tmp_path / "whole")
+    (run,) = find_runs(tmp_path / "whole" / "runs" / "d-seed0")
+    torn = tmp_path / "runs" / "d-seed0" / run.path.parent.name / "20200101-000000-seed0"
+    torn.mkdir(parents=True)
+    shutil.copy(run.path / "config.toml", torn)
+    again = trainings.train(setting, 0, tmp_path)
+    assert again["scores"] == row["scores"] and torn.name not in again["run"]
+    assert trainings.train(setting, 0, tmp_path)["run"] == again["run"]
+
+
+def test_a_failed_run_leaves_the_others_their_rows(tmp_path, capsys):
+    bad = digits("bad", "linear").with_overrides(supervised__learning_rate=1e30)
+    table = tiny(bad, digits("good", "linear"))
+    for _ in range(2):  # it fails again, and nothing else is run again
+        with pytest.raises(NeurocoderError, match=r"(?s)the loss is.*tries them again"):
+            trainings.run_missing(table, tmp_path, seeds=1, jobs=1)
+        assert [row["label"] for row in ex.read_rows(tmp_path)] == ["good"]
+    assert capsys.readouterr().out.count("1/2  ") == 1
+
+
+def test_what_a_network_only_carries_is_not_counted(tmp_path):
+    setting = digits("projected", "linear").with_overrides(
+        policy__encoder="projection", policy__encoder_config={"features": 20}
+    )
+    setting.overrides.pop("policy.encoder_config.hidden")
+    assert trainings.train(setting, 0, tmp_path)["parameters"] == 20 * 10 + 10
+
+
 def test_a_failed_run_says_why(tmp_path):
     setting = digits("bad", "linear").with_overrides(supervised__learning_rate=1e30)
     with pytest.raises(NeurocoderError, match="the loss is"):
@@ -269,11 +311,104 @@ def test_boundaries_are_found_where_attention_changes():
     assert boundary_score(blurred, [20, 50]) == 1
 
 
+def test_pictures_say_whose_data_they_show(tmp_path):
+    rows = [
+        {**row, "data": data}
+        for row in rows_of("x", [1, 2])
+        for data in ("MNIST, official bytes", f"CIFAR-10{LOCAL}not the official bytes (test_batch.bin)")
+    ]
+    for shown, text in (
+        (rows, "Data: CIFAR-10, local, not the official bytes (test_batch.bin)"),
+        (rows[::2], ""),
+    ):
+        figure = Figure(layout="constrained")
+        save(figure, tmp_path / "picture.png", shown)
+        assert figure.get_supxlabel() == text and (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_digits_that_are_attended_to_alike_have_one_path():
+    attention = np.full((10, 3, 4), 0.25)
+    attention[:5, 0] = [1, 0, 0, 0]  # the first component tells small digits from large ones
+    attention[::2, 1] = [0, 0, 1, 0]  # the second even ones from odd ones; the third nothing
+    paths = linear_mnist.patterns(attention)
+    assert len(set(paths)) == 4 and len({path[2] for path in paths}) == 1
+    for a, b in itertools.combinations(range(10), 2):
+        alike = (a < 5) == (b < 5) and a % 2 == b % 2
+        assert (paths[a] == paths[b]) == alike
+
+
+PICTURES = {
+    "fig4": ("neurocoder, 10 slots, J = 5", {"steps": 640, "checkpoint_every": 640, "evaluation.every": 640}),
+    "fig5": ("neurocoder multi-step", {}),
+    "fig6": ("hypernet, noise 0.1", {}),
+    "table2": ("LeNet, lowrank r1", {"steps": 256, "checkpoint_every": 256, "evaluation.every": 256}),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_what_was_trained_is_drawn(name, tmp_path, few_images, monkeypatch):
+    monkeypatch.setattr(trainings.Commands, "run", lambda _, arguments: main(arguments))
+    label, shorter = PICTURES[name]
+    found = experiment(name)
+    (setting,) = (setting for setting in found.settings if setting.label == label)
+    short = {key: 2 * 12_800 for key in ("steps", "checkpoint_every", "evaluation.every")}
+    short = shorter or {**short, "evaluation.episodes": 128}
+    found = replace(found, settings=[replace(setting, overrides={**setting.overrides, **short})])
+    rows = [trainings.train(found.settings[0], 0, tmp_path)]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    text = report(found, tmp_path)
+    assert label in text
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    multi = {"attention-multi-step.png", "tree-multi-step.png", "programs-multi-step.png"}
+    assert (
+        pictures
+        == {
+            "fig4": {"error-by-steps.png", *multi},
+            "fig5": {"attention-multi-step.png"},
+            "fig6": {"curves-noise-01.png"},
+            "table2": {"accuracy.png"},
+        }[name]
+    )
+    if name == "fig4":
+        policy = open_row(tmp_path, rows[0]).policy
+        attention = linear_mnist.attention_by_digit(policy, 100)
+        assert attention.shape == (10, 3, 10) and (attention > 0).all()
+        assert rows[0]["parameters"] == sum(p.numel() for p in policy.parameters())
+    if name == "fig5":
+        (line,) = csv.DictReader((tmp_path / "boundaries.csv").read_text().splitlines())
+        assert all(0 <= float(line[key]) <= 1 for key in ("attention", "jumps of y", "chance"))
+        assert 0.05 < float(line["chance"]) < 0.35 and "of the boundaries between chunks" in text
+
+
+def test_boundaries_that_attention_finds_are_compared_between_the_two(tmp_path):
+    lines = ["setting,seed,attention,jumps of y,chance"]
+    for seed in range(3):
+        lines += [f"neurocoder single-step,{seed},0.2,0.5,0.1", f"neurocoder multi-step,{seed},0.3,0.5,0.1"]
+    (tmp_path / "boundaries.csv").write_text("\n".join(lines) + "\n")
+    text = polynomials.verdict5([], tmp_path)
+    assert "multi-step: attention finds 30% of the boundaries" in text
+    assert "The multi-step one finds more than the single-step one with 3 of 3 seeds" in text
+
+
+def test_a_quick_look_is_one_command(tmp_path, capsys):
+    arguments = ["--quick", "--only", "linear, GRU of 8, noise", "--logs", str(tmp_path)]
+    assert main(["reproduce", "fig6", *arguments]) == 0
+    out = capsys.readouterr().out
+    folder = tmp_path / "reproduce" / "fig6-quick"
+    assert "| linear, GRU of 8, noise 0.1 | 297 | 1 |" in out and str(folder) in out
+    assert (folder / "curves-noise-01.png").exists() and len(ex.read_rows(folder)) == 1
+
+
 def test_the_command_prints_counts_and_refuses_what_there_is_not(tmp_path, capsys):
     file = tmp_path / "counts.json"
-    assert main(["reproduce", "table6", "--json", str(file)]) == 0
+    assert main(["reproduce", "table6", "--json", str(file), "--logs", str(tmp_path / "logs")]) == 0
     assert "328,194" in capsys.readouterr().out
     assert any(row["count"] == 328_194 for row in json.loads(file.read_text())["rows"])
+    folder = tmp_path / "logs" / "reproduce" / "table6"
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(file.read_text())["rows"]
+    assert "328,194" in (folder / "table.md").read_text()
+    lines = list(csv.DictReader((folder / "rows.csv").read_text().splitlines()))
+    assert [int(line["counted"] or 0) for line in lines].count(328_194) == 1
     assert main(["reproduce", "table9"]) == 2
     assert "unknown table or figure 'table9'" in capsys.readouterr().err
     assert main(["reproduce", "fig6", "--only", "nothing", "--logs", str(tmp_path)]) == 2

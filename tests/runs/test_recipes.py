@@ -3,7 +3,7 @@
 import pytest
 
 from neurocoder.policies import PolicyConfig, make_head
-from neurocoder.runs.config import read_recipe, recipe_names
+from neurocoder.runs.config import read_recipe, recipe_names, resolve
 
 # Table 5 of arXiv 2009.11443: P, J, H, K, l_I, a; and whether the program has a residual (appendix: excluded in the
 # polynomial and Split MNIST tasks, and in linear MNIST to keep the size).
@@ -38,6 +38,25 @@ def test_no_row_is_missing():
     assert {name for name in recipe_names() if name.startswith("table5")} == TABLE_5.keys() - {
         "neurocoder2020"
     }
+
+
+ALL_LAYERS = ("table5-cifar", "table5-split-mnist", "table5-split-cifar")
+"""Recipes whose network is composed throughout."""
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE_5 if name.startswith("table5")])
+def test_a_recipe_learns_its_task_as_the_paper_does(name):
+    recipe = read_recipe(name)
+    config = resolve(None, name, {}, "test")
+    task = recipe["env"].removeprefix("neurocoder/")
+    assert config.agent == ("continual" if task.startswith("Split") else "supervised")
+    assert not config.policy.critic and config.env.endswith("-v0")
+    assert config.supervised.batch_size == (32 if "mnist-linear" in name else 128)
+    assert config.supervised.optimizer == ("sgd" if "mnist-linear" in name else "adam")
+    if config.agent == "supervised" and "Polynomial" not in task:
+        assert config.evaluation_options["split"] == "test"  # unseen images
+    layers = config.policy.encoder_config.get("layers_head_config")
+    assert layers == (config.policy.head_config if name in ALL_LAYERS else None)
 
 
 def test_sizes_that_the_paper_states_beside_the_table():

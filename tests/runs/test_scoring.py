@@ -1,5 +1,7 @@
 """A score is of the saved agent, on the games of its seed, acting as it was told to."""
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +10,12 @@ import torch
 
 from neurocoder.agents.player import Player, evaluate
 from neurocoder.envs import make_vec
+from neurocoder.envs.datasets import DATASETS
 from neurocoder.policies import Policy
 from neurocoder.runs.checkpoint import CheckpointError, Retention, save_checkpoint
 from neurocoder.runs.config import EvaluationConfig, TrainConfig, resolve
 from neurocoder.runs.preparation import environment_factory, prepare
-from neurocoder.runs.scoring import MAX_GAMES, score_checkpoint
+from neurocoder.runs.scoring import MAX_GAMES, provenance, score_checkpoint
 
 SMALL = {"policy.core": "none", "policy.head": "linear"}
 
@@ -54,6 +57,23 @@ def test_a_score_is_what_the_player_gets(
     assert score["lengths"] == [episode.length for episode in played] != other["lengths"]
     assert score["mean"] == pytest.approx(np.mean(score["returns"]))
     assert score["std"] == (pytest.approx(np.std(score["returns"], ddof=1)) if episodes > 1 else 0.0)
+
+
+def test_where_data_come_from_is_said_of_both_splits(
+    few_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolve("neurocoder/MNIST-v0", None, {}, "test")
+    source = DATASETS["mnist"]
+    md5 = {
+        name: hashlib.md5((few_images / "mnist" / name).read_bytes()).hexdigest()
+        for name in source.files["test"]
+    }
+    monkeypatch.setitem(DATASETS, "mnist", replace(source, md5=md5))
+    images, labels = source.files["train"]
+    foreign = f"MNIST, local, not the official bytes ({images}, {labels})"
+    assert provenance(config) == f"{foreign}; MNIST, official bytes"
+    assert provenance(resolve("neurocoder/Digits-v0", None, {}, "test")) == "scikit-learn's digits"
+    assert provenance(resolve("neurocoder/Copy-v0", None, {}, "test")) == ""
 
 
 def test_a_checkpoint_of_another_network_is_refused(

@@ -128,7 +128,7 @@ def test_sequences_are_trained_and_scored_too(tmp_path: Path, capsys: pytest.Cap
         ([ID, "--agent", "a3c", "--set", "policy.critic=false"], "policy.critic=False must be true"),
         ([ID, "--set", "supervised.batch_size=0"], "supervised.batch_size=0 must be >= 1"),
         ([ID, "--set", "supervised.momentm=0.5"], "did you mean 'momentum'"),
-        ([ID, "--encoder", "lenet"], "lenet"),
+        ([ID, "--encoder", "lenett"], "unknown encoder 'lenett'; did you mean 'lenet'"),
         ([ID, "--preset", "dqn2015"], "a protocol preset applies to Atari games only"),
         (["ALE/Pong-v5", "--set", "env_options.mode=1"], "an Atari game has a protocol, not the options"),
         ([ID, "--agent", "supervized"], "agent='supervized' must be one of"),
@@ -169,6 +169,32 @@ def test_an_environment_alone_says_how_it_is_learned(env: str, agent: str | None
     config = resolve(env, None, {} if agent is None else {"agent": agent}, "test")
     assert config.agent == recipe and (config.a3c.gamma == 0) == (agent == "a3c")
     assert (config.policy.core == "gru") == ("Polynomial" in env)
+
+
+def test_options_of_a_recipe_are_for_the_parts_that_it_names() -> None:
+    config = resolve(ID, None, {"policy.encoder": "lenet", "policy.head": "linear"}, "test")
+    assert config.policy.encoder_config == config.policy.head_config == {}
+    same = resolve(ID, None, {"policy.encoder": "mlp", "policy.encoder_config.activation": "tanh"}, "test")
+    assert same.policy.encoder_config == {"hidden": [400, 400], "activation": "tanh"}
+    changed = {"policy.head": "lowrank", "policy.head_config.rank": 3, "policy.core": "lstm"}
+    config = resolve("neurocoder/Polynomial-v0", None, changed, "test")
+    assert config.policy.head_config == {"rank": 3} and config.policy.core_size == 32
+    assert prepare(resolve("neurocoder/Copy-v0", None, {"policy.core": "lstm"}, "test"))
+
+
+def test_what_learns_by_reward_is_scored_on_images_that_it_has_not_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["a3c.workers=1", "a3c.envs_per_worker=2", "steps=64", "policy.encoder_config={hidden = [8]}"]
+    options = [part for setting in small for part in ("--set", setting)]
+    assert main(["train", ID, "--agent", "a3c", "--logs", str(tmp_path), *options]) == 0
+    (run,) = find_runs(tmp_path)
+    assert run.config().evaluation_options == {"split": "test"} and run.config().env_options == {}
+    capsys.readouterr()
+    assert main(["eval", str(run.path), "--episodes", "1"]) == 0
+    assert "\ndata: scikit-learn's digits\n" in capsys.readouterr().out
+    sequences = resolve("neurocoder/Copy-v0", None, {"agent": "a3c"}, "test")
+    assert sequences.evaluation_options == {}
 
 
 def test_a_recording_of_a_turing_machine_shows_its_memory(tmp_path: Path) -> None:

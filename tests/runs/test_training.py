@@ -89,34 +89,36 @@ def env_of(recipe):
     }
     if recipe in own:
         return own[recipe]
+    if "env" in read_recipe(recipe):
+        return read_recipe(recipe)["env"]
     if "preset" in read_recipe(recipe):
         return "ALE/Pong-v5"
-    if recipe == "images-lenet":
+    if recipe in ("images-lenet", "images-densenet"):
         return "neurocoder/CIFAR10-v0"
     tasks = {name: f"neurocoder/{task}-v0" for task, name in TASK_RECIPES.items()}
     return tasks.get(recipe, "neurocoder/Digits-v0" if recipe in ("images", "bandit") else "CartPole-v1")
 
 
-RECIPES = [
-    pytest.param(name, marks=pytest.mark.data) if name == "images-lenet" else name for name in recipe_names()
-]
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_trains(tmp_path, recipe, few_images):
+    train_shortly(tmp_path, recipe, env_of(recipe))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_trains(tmp_path, recipe):
-    env = env_of(recipe)
+@pytest.mark.parametrize("recipe", ["images", "images-densenet", "table5-cifar"])
+def test_recipes_of_images_train_on_cifar_100_too(tmp_path, recipe, few_images):
+    run = train_shortly(tmp_path, recipe, "neurocoder/CIFAR100-v0")
+    assert main(["eval", str(run.path)]) == 0
+
+
+def train_shortly(tmp_path, recipe, env):
     small = {"a3c.workers": 1, "a3c.envs_per_worker": 4, "a3c.n_steps": 4, "steps": 32, "log_every": 16}
     if read_recipe(recipe).get("agent") == "supervised":
-        short = {"neurocoder/CIFAR10-v0": {"samples": 64}}.get(env, {})
-        small = {
-            "steps": 1_600,
-            "log_every": 1,
-            "supervised.batch_size": 4,
-            "evaluation.every": 0,
-            "env_options": short,
-        }
-    if recipe == "continual":
-        small = {"log_every": 1, "continual.batch_size": 64, "continual.passes": 1}
+        small = {"steps": 1_600, "log_every": 1, "supervised.batch_size": 4, "evaluation.every": 0}
+        if recipe == "images-densenet":
+            small |= {"steps": 4, "supervised.batch_size": 2}
+    if read_recipe(recipe).get("agent") == "continual" and recipe != "continual-atari":
+        small = {"env_options.features": ""} if "features" in read_recipe(recipe)["env_options"] else {}
+        small |= {"log_every": 1, "continual.batch_size": 64, "continual.passes": 1}
     if recipe == "continual-atari":
         short = {
             "calibration_steps": 64,
@@ -130,6 +132,7 @@ def test_every_recipe_trains(tmp_path, recipe):
     with Run.create(tmp_path, config) as run:
         run_training(config, policy, run)
     assert len(rows(run)) >= 2 and run.config() == config
+    return run
 
 
 @pytest.mark.parametrize("preset", PROTOCOLS)
