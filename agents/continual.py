@@ -32,8 +32,8 @@ that no task reads (``prune``): see ``agents.growth``.
 There is no factor ½ on Ω, and coefficients are those of that code: ``continual_methods.PRESETS``. The heads' auxiliary losses (L_o) are
 learned from but are no part of any Ω, which is about the task.
 
-One difference: with the outputs of all tasks in one layer, Adam's step count is common to them, where the code's heads
-begin to count at their own task: a head's first steps are up to three times as long here.
+In scenario task every task has a head of its own (``PolicyConfig.task_heads``), and a parameter that nothing has asked to
+change yet has no gradient, not one of zeros: Adam begins to count a head's steps with its first.
 
 Shape suffixes: B batch, O outputs, N tasks.
 """
@@ -253,7 +253,12 @@ class ContinualLearner:
             others = torch.autograd.grad(other, inputs, allow_unused=True)
         for parameter, *parts in zip(inputs, gradients, others, strict=True):
             there = [part for part in parts if part is not None]
-            parameter.grad = torch.stack(there).sum(0) if len(there) == 2 else there[0] if there else None
+            if len(there) == 2:
+                parameter.grad = there[0] + there[1]
+            elif there and (self.optimizer.state.get(parameter) or there[0].any()):
+                parameter.grad = there[0]
+            else:
+                parameter.grad = None
         self.method.before_step()
         self.optimizer.step()
         self.method.after_step(dict(zip(parameters, gradients, strict=True)))

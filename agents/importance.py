@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from neurocoder.policies import Policy
+from neurocoder.policies.heads import MoEHead, NSMHead
 
 Parameters = dict[str, Tensor]
 """Tensors by the name of the parameter that they belong to."""
 CHUNK = 64
-"""Images whose gradients are there at once: as many copies of all parameters outside plain linear layers."""
+"""Images whose gradients are there at once: as many copies of all parameters outside linear layers and their mixtures."""
+Layer = nn.Linear | NSMHead | MoEHead
+"""y = Σ_p w_p (x W_p + b_p), or x W + b: of each image, a weight's gradient is an outer product."""
 
 
 class Samples(NamedTuple):
@@ -86,9 +89,14 @@ def surprise(logits: Tensor, mask: Tensor) -> Tensor:
     return -competing(logits, mask).log_softmax(-1).max(-1).values
 
 
+def own_parameters(name: str, layer: Layer) -> list[str]:
+    """Return the names of the parameters of `layer`, called `name`, whose gradients are outer products."""
+    return [f"{name}.weight"] + ([] if layer.bias is None else [f"{name}.bias"])
+
+
 def image_gradients(
     network: Network,
-    layers: Mapping[str, nn.Linear],
+    layers: Mapping[str, Layer],
     others: Iterable[str],
     observation: Tensor,
     masks: Tensor,
@@ -96,10 +104,12 @@ def image_gradients(
     """Return the gradients of each image's :func:`surprise`, for images [B, ...] and their masks [B, O].
 
     Of the parameters named in `others`, [B, ...] each; of what `layers` (by name) put out, [B, out]; and what goes into
-    these layers, [B, in]. Of a layer that sees one row per image, and once, the weight's gradient is the outer product of
-    the latter two: not to build it saves most of the work.
+    these layers, [B, in], with the weights of a mixture's parts behind it, [B, in + P]. Of a layer that sees one row per
+    image, and once, the weight's gradient is the outer product of the latter two: not to build it saves most of the work.
     """
     learned = {name: p.detach() for name, p in network.learned().items()}
+
+    looking = False  # at a mixture's weights, which calls its layers once more
 
     def loss(
         parameters: Parameters, shifts: Parameters, observation: Tensor, mask: Tensor
@@ -108,9 +118,17 @@ def image_gradients(
 
         def shifted(name: str) -> Callable[..., Tensor]:
             def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+                nonlocal looking
+                if looking:
+                    return output
                 if name in seen or args[0].numel() != args[0].shape[-1]:
                     raise ValueError(name)
                 seen[name] = args[0].flatten()
+                if isinstance(module, NSMHead | MoEHead):
+                    looking = True
+                    weights = module.attention(args[0]).flatten()
+                    looking = False
+                    seen[name] = torch.cat((seen[name], weights))
                 return output + shifts[name]
 
             return hook
@@ -133,13 +151,25 @@ def image_gradients(
     return of_parameters, of_outputs, inputs
 
 
-def outer_product_layers(network: Network, observation: Tensor, masks: Tensor) -> dict[str, nn.Linear]:
-    """Return those linear layers whose gradients :func:`image_gradients` can give as outer products, tried on images."""
+def sum_of_outer_products(layer: Layer, outputs: Tensor, inputs: Tensor) -> list[Tensor]:
+    """Return Σ_b of the outer products of `inputs` and `outputs`, as :func:`image_gradients` has them, by parameter.
+
+    With both squared it is the sum of squared gradients: (g xᵀ)² = g² (x²)ᵀ.
+    """
+    if isinstance(layer, nn.Linear):
+        found = [outputs.t() @ inputs]
+        return found if layer.bias is None else [*found, outputs.sum(0)]
+    inputs_BI, weights_BP = inputs.split((layer.in_features, inputs.shape[1] - layer.in_features), dim=1)
+    parts = [(inputs_BI * weights_B.unsqueeze(1)).t() @ outputs for weights_B in weights_BP.t()]
+    return [torch.stack(parts), weights_BP.t() @ outputs]
+
+
+def outer_product_layers(network: Network, observation: Tensor, masks: Tensor) -> dict[str, Layer]:
+    """Return those layers whose gradients :func:`image_gradients` can give as outer products, tried on images."""
     learned = network.learned()
-    found: dict[str, nn.Linear] = {}
+    found: dict[str, Layer] = {}
     for name, layer in network.named_modules():
-        own = {f"{name}.weight", f"{name}.bias"}
-        if not isinstance(layer, nn.Linear) or layer.bias is None or not own <= learned.keys():
+        if not isinstance(layer, Layer) or not set(own := own_parameters(name, layer)) <= learned.keys():
             continue
         try:
             plain, outputs, inputs = image_gradients(network, {name: layer}, own, observation, masks)
@@ -147,9 +177,11 @@ def outer_product_layers(network: Network, observation: Tensor, masks: Tensor) -
             continue
         if name not in inputs:  # its weights are used without a call of it
             continue
-        weight = outputs[name].unsqueeze(2) * inputs[name].unsqueeze(1)
-        same = torch.allclose(plain[f"{name}.weight"], weight, rtol=1e-3, atol=1e-6)
-        if same and torch.allclose(plain[f"{name}.bias"], outputs[name], rtol=1e-3, atol=1e-6):
+        sums = sum_of_outer_products(layer, outputs[name].square(), inputs[name].square())
+        if all(
+            torch.allclose(plain[part].square().sum(0), value, rtol=1e-3, atol=1e-10)
+            for part, value in zip(own, sums, strict=True)
+        ):
             found[name] = layer
     return found
 
@@ -165,7 +197,7 @@ def fisher_diagonal(
     """
     network.eval()
     total = {name: torch.zeros_like(p) for name, p in network.learned().items()}
-    layers: dict[str, nn.Linear] | None = None
+    layers: dict[str, Layer] | None = None
     n = 0
     for samples in data:
         left = limit - n if limit else len(samples.target)
@@ -177,15 +209,15 @@ def fisher_diagonal(
             masks = masks_NO[task]
             if layers is None:
                 layers = outer_product_layers(network, observation[:4], masks[:4])
-                own = {f"{name}.{part}" for name in layers for part in ("weight", "bias")}
-            others = [name for name in total if name not in own]
+                own = {name: own_parameters(name, layer) for name, layer in layers.items()}
+                others = sorted(total.keys() - {part for parts in own.values() for part in parts})
             gradients, outputs, inputs = image_gradients(network, layers, others, observation, masks)
             for name, gradient in gradients.items():
                 total[name] += gradient.square().sum(0)
-            for name in layers:
-                squared = outputs[name].square()
-                total[f"{name}.weight"].addmm_(squared.t(), inputs[name].square())
-                total[f"{name}.bias"] += squared.sum(0)
+            for name, layer in layers.items():
+                sums = sum_of_outer_products(layer, outputs[name].square(), inputs[name].square())
+                for part, value in zip(own[name], sums, strict=True):
+                    total[part] += value
             n += len(observation)
     return {name: value / max(1, n) for name, value in total.items()}
 

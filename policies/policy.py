@@ -13,7 +13,7 @@ from neurocoder.errors import ConfigError, lookup, require
 from neurocoder.policies.cores import CORES, State, core_options, make_core
 from neurocoder.policies.distributions import ActionDistribution, make_distribution, n_action_parameters
 from neurocoder.policies.encoders import ENCODERS, default_encoder, encoder_options, make_encoder
-from neurocoder.policies.heads import HEADS, Head, head_options, make_head, options_for
+from neurocoder.policies.heads import HEADS, Head, HeadsSideBySide, head_options, make_head, options_for
 from neurocoder.policies.tape import Tape
 
 # Multiplied into the heads' weights once, at initialisation, so that a fresh agent acts uniformly and
@@ -52,6 +52,9 @@ class PolicyConfig:
     critic: bool = True
     """Whether there is a value head. Without one the policy is a predictor: its only head starts at full scale, with
     the head's own defaults."""
+    task_heads: int = 0
+    """Heads of a predictor side by side, each with its share of the outputs. 0: one, or in scenario task of continual
+    learning one for each task."""
 
     def __post_init__(self) -> None:
         for field_name, value, known in (
@@ -61,6 +64,11 @@ class PolicyConfig:
         ):
             lookup(known, value, field_name)
         require(self.core_size >= 1, "policy.core_size", self.core_size, ">= 1")
+        require(self.task_heads >= 0, "policy.task_heads", self.task_heads, ">= 0")
+        alone = self.task_heads <= 1 or not self.critic
+        require(
+            alone, "policy.task_heads", self.task_heads, "0 or 1 with a critic: only predictors have several"
+        )
         tables = [
             ("head", self.head, head_options(self.head), self.head_config),
             ("core", self.core, core_options(self.core), self.core_config),
@@ -161,6 +169,10 @@ class Policy(nn.Module):
         if config.critic:
             self.actor = self._head(n_parameters, ACTOR_SCALE)
             self.critic = self._head(1, CRITIC_SCALE)
+        elif config.task_heads > 1:
+            self.actor = HeadsSideBySide(
+                config.head, self.core.out_features, n_parameters, config.task_heads, **config.head_config
+            )
         else:
             self.actor = make_head(config.head, self.core.out_features, n_parameters, **config.head_config)
         self.log_std: Tensor | None = None

@@ -19,8 +19,9 @@ from neurocoder.envs import (
     parse_games,
     random_observations,
 )
+from neurocoder.envs.continual import ContinualTask
 from neurocoder.errors import ConfigError
-from neurocoder.policies import Policy, calibrate, spelled_out
+from neurocoder.policies import Policy, PolicyConfig, calibrate, spelled_out
 from neurocoder.runs.checkpoint import Checkpoint, load_parameters
 from neurocoder.runs.config import TrainConfig
 from neurocoder.runs.continual_session import make_learner
@@ -100,6 +101,8 @@ def prepare(
     if sequence:
         games_of(config)
     make_envs = environment_factory(config, trust=trust)
+    if config.agent == "continual" and not sequence:
+        config = replace(config, policy=_with_heads_of_tasks(config, trust))
     wanted = config.policy
     if checkpoint is not None:
         config = replace(config, policy=wanted.without_weights())
@@ -122,6 +125,14 @@ def prepare(
     if config.agent == "continual":
         config = replace(config, steps=make_learner(config, policy, trust).total_steps)
     return config, policy
+
+
+def _with_heads_of_tasks(config: TrainConfig, trust: bool) -> PolicyConfig:
+    """Return the policy with a head for each task, where tasks have outputs of their own and nothing else is said."""
+    task = make_tasks(config.env, 1, config.env_options, trust=trust).task
+    if not config.policy.task_heads and isinstance(task, ContinualTask) and task.scenario == "task":
+        return replace(config.policy, task_heads=task.n_tasks)
+    return config.policy
 
 
 def _refuse_running_statistics(config: TrainConfig, policy: Policy) -> None:

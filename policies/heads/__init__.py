@@ -10,11 +10,13 @@ from neurocoder.policies.heads.moe import MoEHead
 from neurocoder.policies.heads.neurocoder import NeurocoderLinear, ProgramTrace, match_slots
 from neurocoder.policies.heads.nsm import NSMHead
 from neurocoder.policies.heads.released import ReleasedNeurocoderLinear
+from neurocoder.policies.heads.side_by_side import HeadsSideBySide
 
 __all__ = [
     "HEADS",
     "Head",
     "HeadError",
+    "HeadsSideBySide",
     "HyperNetHead",
     "LinearHead",
     "LowRankHead",

@@ -24,11 +24,12 @@ N_IN, N_OUT = 3, 4
 MASKS = torch.tensor([[True, True, False, False], [True, True, True, True]])
 
 
-def network(head="linear", hidden=(), shape=(N_IN,), seed=0, encoder="mlp", **options):
+def network(head="linear", hidden=(), shape=(N_IN,), seed=0, encoder="mlp", bias=True, **options):
     torch.manual_seed(seed)
+    of_mlp = {"hidden": list(hidden), "activation": "tanh", "bias": bias}
     config = PolicyConfig(
         encoder=encoder,
-        encoder_config={"hidden": list(hidden), "activation": "tanh"} if encoder == "mlp" else {},
+        encoder_config=of_mlp if encoder == "mlp" else {},
         core="none",
         head=head,
         head_config=options,
@@ -101,6 +102,7 @@ def test_fisher_of_a_linear_model(task):
         ("nsm", "mlp", {}),
         ("moe", "mlp", {}),
         ("hypernet", "mlp", {}),
+        ("linear", "mlp", {"bias": False}),
         ("linear", "lenet", {}),
     ],
 )
@@ -129,6 +131,10 @@ def test_which_layers_have_outer_products():
     encoder = {"policy.encoder.layers.0", "policy.encoder.layers.2"}
     assert encoder <= found.keys()
     assert not any("key_" in name for name in found)
+    found = ip.outer_product_layers(network("nsm", (5, 6)), samples.observation, MASKS[samples.task])
+    assert {*encoder, "policy.actor"} <= found.keys()
+    plain = network("linear", (5, 6), bias=False)
+    assert encoder <= ip.outer_product_layers(plain, samples.observation, MASKS[samples.task]).keys()
     net = network("linear", (5, 6))
     names = {*encoder, "policy.actor.layer"}
     assert ip.outer_product_layers(net, samples.observation, MASKS[samples.task]).keys() == names
@@ -301,7 +307,9 @@ def test_auxiliary_losses_are_no_part_of_importances(name):
 # ------------------------------------------------------------------------------------------- learner
 
 
-def learner(method="none", scenario="class", head="linear", seed=0, options=None, hidden=(16,), **config):
+def learner(
+    method="none", scenario="class", head="linear", seed=0, options=None, hidden=(16,), task_heads=0, **config
+):
     options = {"scenario": scenario, "samples": 400, **(options or {})}
     envs = make_tasks("neurocoder/SplitDigits-v0", 16, options)
     test = make_tasks("neurocoder/SplitDigits-v0", 64, options | {"split": "test", "samples": 0})
@@ -315,6 +323,7 @@ def learner(method="none", scenario="class", head="linear", seed=0, options=None
             core="none",
             head=head,
             critic=False,
+            task_heads=task_heads,
         ),
     )
     strength = 10.0 if method in WITH_STRENGTH else 0.0
@@ -418,6 +427,26 @@ def test_the_optimiser_is_carried_over():
     draws = sum(2 * -(-int(one.envs.task.with_options(task=k).n) // 16) for k in (0, 1))
     state = one.optimizer.state_dict()["state"]
     assert {int(slots["step"]) for slots in state.values()} == {draws}
+
+
+def test_a_tasks_head_begins_with_its_task():
+    """As networks of one head each would: Adam's first step of a head is one of full length."""
+    one = until_task(learner("none", "task", task_heads=5), 1)
+    heads = [head.layer.weight for head in one.policy.actor.heads]
+    steps = [
+        int(one.optimizer.state[weight]["step"]) if weight in one.optimizer.state else 0 for weight in heads
+    ]
+    draws = one.config.passes * one.envs.task.with_options(task=0).passes(16)
+    assert steps == [draws, 0, 0, 0, 0]
+    second = heads[1].detach().clone()
+    one.update()
+    change = (heads[1] - second).abs()
+    torch.testing.assert_close(change.max(), torch.tensor(1e-3), rtol=1e-3, atol=0)
+    assert all(weight not in one.optimizer.state for weight in heads[2:])
+    with_penalty = until_task(learner("l2", "task", task_heads=5), 1)
+    with_penalty.update()
+    last = with_penalty.policy.actor.heads[4].layer.weight
+    assert int(with_penalty.optimizer.state[last]["step"]) == 1  # the penalty asks for it, in vain
 
 
 def test_the_matrix_and_the_steps():

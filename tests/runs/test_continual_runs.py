@@ -37,6 +37,7 @@ def matrix_of(run: Run) -> np.ndarray:
 def test_a_run_tests_all_tasks_after_each(trained: Run) -> None:
     config = trained.config()
     assert config.agent == "continual" and config.continual.strength == 300  # of scenario task
+    assert config.policy.task_heads == 5  # one for each
     matrix = matrix_of(trained)
     assert matrix.shape == (6, 5)
     assert matrix[range(1, 6), range(5)].mean() > 75  # of two classes
