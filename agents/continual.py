@@ -49,7 +49,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neurocoder.agents.continual_methods import METHOD_CLASSES, ContinualConfig
-from neurocoder.agents.growth import grow, growing_heads, moved, prune, usage
+from neurocoder.agents.growth import check_growth, grow, growing_heads, moved, prune, usage
 from neurocoder.agents.importance import Network, Samples, competing
 from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.agents.supervised import (
@@ -169,6 +169,7 @@ class ContinualLearner:
         """Batches of this task that have been learned from."""
         self.growing = growing_heads(self.network) if config.grow or config.prune else {}
         """Program memories that change between two tasks."""
+        check_growth(self.growing, config.grow, self.envs.task.n_tasks)
         self.usage: dict[str, Tensor] = {}
         """How much each of their slots was read at the end of the task that read it most."""
         self.settled = 0.0

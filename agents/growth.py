@@ -5,6 +5,7 @@ the old ones (``NeurocoderLinear.grow``): when a task begins, the network is the
 methods remember of parameters follows them: new rows have no importance.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,6 +42,32 @@ def growing_heads(network: Network) -> dict[str, NeurocoderLinear]:
                 f"policy.head_config and policy.encoder_config.layers_head_config"
             )
     return found
+
+
+COPIES = 4
+"""Of every parameter that learns: itself, its gradient, and Adam's two means."""
+
+
+def check_growth(heads: Mapping[str, NeurocoderLinear], n_slots: int, n_tasks: int) -> None:
+    """Refuse a growth of `n_slots` between any two of `n_tasks` tasks that this machine's memory cannot hold.
+
+    Raises
+    ------
+    ConfigError
+        That many slots, with their gradients and Adam's means, are more than the machine has.
+    """
+    needed = 0
+    for head in heads.values():
+        width = (
+            head.in_features + head.out_features + 1 + head.key_size + 1
+        )  # rows of U, V, σ, key and openness
+        needed += COPIES * head.memory_u.element_size() * width * (head.slots + n_slots * (n_tasks - 1))
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise ConfigError(
+            f"continual.grow={n_slots}: after {n_tasks} tasks the program memories would take {needed / 2**30:,.0f} GiB, "
+            f"and this machine has {there / 2**30:,.0f}; take fewer slots, or fewer tasks"
+        )
 
 
 def grow(

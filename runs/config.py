@@ -20,7 +20,7 @@ import tomli_w
 from gymnasium.envs.registration import EnvSpec
 
 from neurocoder.agents.a3c import A3CConfig
-from neurocoder.agents.continual_methods import ContinualConfig, preset
+from neurocoder.agents.continual_methods import LEARNING_RATES, ContinualConfig, preset
 from neurocoder.agents.supervised import SupervisedConfig
 from neurocoder.envs import (
     ENGINES,
@@ -326,7 +326,7 @@ def resolve(
     _drop_options_of_others(values, overrides)
     for name, value in {**overrides, "env": env}.items():
         put(values, name, value)
-    _fill_in_strength(values)
+    _fill_in_continual(values, games=is_game_sequence(spec.id))
     if "a3c.minibatches" not in overrides and not SPLIT.isdisjoint(overrides):
         _fit_minibatches(values)
     protocol = values.pop("preset", None)
@@ -352,10 +352,18 @@ def _drop_options_of_others(values: dict[str, Any], overrides: Mapping[str, Any]
             policy.pop(f"{part}_config", None)
 
 
-def _fill_in_strength(values: dict[str, Any]) -> None:
-    """Give a continual method that was named without its coefficient the one of the scenario (``preset``)."""
+def _fill_in_continual(values: dict[str, Any], *, games: bool) -> None:
+    """Give a continual method that was named without its coefficient the one of the scenario (``preset``), an optimiser its rate.
+
+    Coefficients are for images: with games there is none, and :class:`ContinualConfig` says so.
+    """
     continual, options = values.get("continual", {}), values.get("env_options", {})
-    if isinstance(continual, dict) and "method" in continual and "strength" not in continual:
+    if not isinstance(continual, dict):
+        return
+    if "optimizer" in continual and "learning_rate" not in continual:
+        name = str(continual["optimizer"])
+        continual["learning_rate"] = LEARNING_RATES.get(name, ContinualConfig().learning_rate)
+    if "method" in continual and "strength" not in continual and not games:
         scenario = options.get("scenario", "domain") if isinstance(options, Mapping) else "domain"
         continual["strength"] = preset(str(scenario), str(continual["method"]))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from neurocoder.agents.growth import growing_heads
+from neurocoder.agents.growth import check_growth, growing_heads
 from neurocoder.agents.importance import Network
 from neurocoder.agents.supervised import check_memories, with_curriculum
 from neurocoder.envs import (
@@ -115,7 +115,7 @@ def prepare(
     if config.agent == "supervised":
         check_memories(policy, config.supervised)
     if sequence and config.continual.grow:
-        growing_heads(Network(policy))
+        check_growth(growing_heads(Network(policy)), config.continual.grow, len(games_of(config)))
     if checkpoint is not None:
         load_parameters(policy, checkpoint.model, checkpoint.path)
     elif config.calibration_steps and len(policy.observation_space.shape) == IMAGE_DIMENSIONS:

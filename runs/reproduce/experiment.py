@@ -43,6 +43,8 @@ class Row(TypedDict):
     """Empty where only accuracies are known."""
     measures: dict[str, float]
     """Of continual learning: see ``agents.continual_metrics``."""
+    matrix: list[list[float]]
+    """Of continual learning: accuracies of all tasks, before the first and after each. Empty for anything else."""
     scored: int
     """Predictions of each evaluation; 0 where that is not known."""
     data: str

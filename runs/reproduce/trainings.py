@@ -115,6 +115,7 @@ def train(setting: Setting, seed: int, folder: Path, commands: Commands | None =
     last = {score["checkpoint"]: score for score in scores}  # a resumed run may have scored one twice
     kept = [last[step] for step in sorted(last)]
     state = json.loads((run.checkpoints / str(newest) / "state.json").read_text("utf-8"))
+    matrix = _matrix(run.path / "matrix.csv")
     minutes = max(time.monotonic() - began, float(state["seconds"])) / 60
     return Row(
         label=setting.label,
@@ -123,7 +124,8 @@ def train(setting: Setting, seed: int, folder: Path, commands: Commands | None =
         steps=[score["checkpoint"] for score in kept],
         scores=[round(score["mean"], 4) for score in kept],
         losses=[round(score["loss"], 6) for score in kept if "loss" in score],
-        measures=_measures(run.path / "matrix.csv"),
+        measures=_measures(matrix),
+        matrix=matrix,
         scored=kept[-1].get("scored", 0),
         data=kept[-1]["data"],
         minutes=round(minutes, 2),
@@ -143,17 +145,22 @@ def _refuse_another(run: Run, setting: Setting, seed: int) -> None:
         raise NeurocoderError(f"{run.path} has other options: {told}; take it away, and it is trained anew")
 
 
-def _measures(matrix: Path) -> dict[str, float]:
-    """Return the metrics of a run that learned tasks one after the other; none of another."""
-    if not matrix.exists():
-        return {}
-    with matrix.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
+def _matrix(file: Path) -> list[list[float]]:
+    """Return the accuracies of a run that learned tasks one after the other, [1 + tasks, tasks]; nothing of another."""
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8", newline="") as opened:
+        lines = list(csv.DictReader(opened))
     n_tasks = 1 + max(int(line["task"]) for line in lines)
-    accuracies = np.array([float(line.get("accuracy") or line["score"]) for line in lines]).reshape(
-        -1, n_tasks
-    )
-    return {name: round(value, 4) for name, value in summary_of_matrix(accuracies).items()}
+    values = [round(float(line.get("accuracy") or line["score"]), 4) for line in lines]
+    return [values[start : start + n_tasks] for start in range(0, len(values), n_tasks)]
+
+
+def _measures(matrix: list[list[float]]) -> dict[str, float]:
+    """Return the metrics of a matrix of accuracies, if there is one."""
+    if not matrix:
+        return {}
+    return {name: round(value, 4) for name, value in summary_of_matrix(np.array(matrix)).items()}
 
 
 def _begun(logs: Path) -> list[Run]:

@@ -10,12 +10,15 @@ import pytest
 from refusals import assert_refused
 from safetensors.torch import load_file
 
+from neurocoder.errors import ConfigError
 from neurocoder.runs.checkpoint import saved_steps
 from neurocoder.runs.cli import main
 from neurocoder.runs.config import resolve
 from neurocoder.runs.run import Run, find_runs
 
 ID = "neurocoder/SplitDigits-v0"
+OPEN = "{slots = 6, key_size = 3, least_used = 2, openness = true}"
+GROWN = ["--set", "continual.grow=10000000000"]
 SMALL = ["--head", "linear", "--set", "policy.encoder_config.hidden=[32]", "--set", "continual.batch_size=32"]
 
 
@@ -83,6 +86,18 @@ def test_a_method_without_its_coefficient_takes_the_scenarios(scenario: str, str
     assert config.continual.strength == strength
     given = resolve(ID, None, {"continual.method": "ewc", "continual.strength": 7.0}, "test")
     assert given.continual.strength == 7
+    with pytest.raises(ConfigError, match=r"continual\.strength=0\.0 must be > 0: method 'ewc' needs"):
+        resolve("neurocoder/ContinualAtari-v0", None, {"continual.method": "ewc"}, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("sgd", 0.01), ("adagrad", 0.01), ("adam", 1e-3), ("rmsprop", 1e-3)]
+)
+def test_an_optimiser_without_its_rate_takes_the_protocols(name: str, rate: float) -> None:
+    config = resolve(ID, None, {"continual.optimizer": name}, "test")
+    assert config.continual.learning_rate == rate
+    given = resolve(ID, None, {"continual.optimizer": name, "continual.learning_rate": 0.5}, "test")
+    assert given.continual.learning_rate == 0.5
 
 
 @pytest.mark.parametrize(
@@ -95,6 +110,7 @@ def test_a_method_without_its_coefficient_takes_the_scenarios(scenario: str, str
         ([ID, "--set", "continual.strength=-1"], "continual.strength=-1"),
         ([ID, "--set", "continual.grow=2"], "openness=true"),
         ([ID, "--head", "linear", "--set", "continual.grow=2"], "no program memory"),
+        ([ID, "--set", f"policy.head_config={OPEN}", *GROWN], "this machine has"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -3,14 +3,44 @@
 import numpy as np
 import pytest
 
+from neurocoder.policies.parameter_counts import count_parameters
+from neurocoder.runs.preparation import prepare
 from neurocoder.runs.reproduce import continual_cifar, trainings
 from neurocoder.runs.reproduce import continual_tables as ct
 from neurocoder.runs.reproduce import experiment as ex
+from neurocoder.runs.reproduce.command_lines import config_of
 from neurocoder.runs.reproduce.report import report
 
 
 def rows(label: str, values) -> list[dict]:
     return [{"label": label, "seed": seed, "scores": [0.0, v], "losses": []} for seed, v in enumerate(values)]
+
+
+SIZES = {
+    # outputs of one task; with task numbers, of five
+    "MLP 400": (571_202, 571_202 + 4 * 802),
+    "MLP": (328_194, 330_250),
+    "neurocoder-released": (348_083, 563_319),
+    "lowrank r1": (2_050, 2_050 + 4 * 258),
+}
+
+
+@pytest.mark.parametrize(("place", "scenario"), [(0, "domain"), (1, "task")])
+def test_networks_have_the_sizes_of_the_paper_and_of_the_protocol(place, scenario, few_images):
+    by_label = {setting.label: setting for setting in ct.settings(scenario)}
+    for model, sizes in SIZES.items():
+        config, policy = prepare(config_of(by_label[f"Adam, {model}"], 0))
+        assert count_parameters(policy).total == sizes[place], model
+        assert config.policy.task_heads == (5 if scenario == "task" else 0)
+
+
+def test_what_is_beaten_is_counted():
+    found = [*rows("SI, neurocoder", [70.0, 72.0]), *rows("EWC, neurocoder", [60.0, 60.0])]
+    found += [*rows("SI, lowrank r1", [65.0]), *rows("EWC, lowrank r1", [65.0])]
+    assert ct.beaten("domain", found, "neurocoder") == [
+        "- Mean of neurocoder above the paper's Neurocoder in 1 of 2, lowrank r1 in 1 of 2 methods."
+    ]
+    assert ct.beaten("domain", found, "MLP") == ct.beaten("domain", [], "neurocoder") == []
 
 
 def test_every_method_meets_every_network():
@@ -59,8 +89,12 @@ def test_a_row_of_the_table_is_trained_and_shown(tmp_path):
     assert row["parameters"] == 328_194 and len(row["scores"]) == 5 and row["losses"] == []
     assert row["measures"]["acc"] == pytest.approx(row["scores"][-1], abs=1e-3)
     assert {"bwt", "fwt", "forgetting_max", "forgetting_first"} <= row["measures"].keys()
+    assert np.shape(row["matrix"]) == (6, 5) and np.mean(row["matrix"][5]) == pytest.approx(
+        row["measures"]["acc"], abs=1e-3
+    )
     text = report(table, tmp_path)
     assert f"| SI | {row['scores'][-1]:.2f} ± 0.00 (64.41 ± 3.36) |" in text
+    assert f"| SI, {ct.MLP} | {row['measures']['bwt']:.2f} |" in text
     assert (tmp_path / "rows.csv").read_text().count("\n") == 6
 
 

@@ -124,6 +124,10 @@ def test_the_penalty_pulls_towards_what_was_remembered():
         (["--set", "evaluation.every=100"], "evaluation.every"),
         (["--head", "linear", "--set", "continual.grow=3"], "no program memory"),
         (["--set", "continual.grow=3"], "openness=true"),
+        (
+            ["--set", f"policy.head_config={HEAD}", "--set", "continual.grow=10000000000"],
+            "this machine has",
+        ),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):

@@ -84,11 +84,12 @@ def env_of(recipe):
     """Return an environment that a recipe is for."""
     own = {
         "continual": "neurocoder/SplitDigits-v0",
-        "continual-atari": "neurocoder/ContinualAtari-v0",
         "ntm-sort-small": "neurocoder/PrioritySort-v0",
     }
     if recipe in own:
         return own[recipe]
+    if recipe.startswith("continual-atari"):
+        return "neurocoder/ContinualAtari-v0"
     if "env" in read_recipe(recipe):
         return read_recipe(recipe)["env"]
     if "preset" in read_recipe(recipe):
@@ -116,10 +117,10 @@ def train_shortly(tmp_path, recipe, env):
         small = {"steps": 1_600, "log_every": 1, "supervised.batch_size": 4, "evaluation.every": 0}
         if recipe == "images-densenet":
             small |= {"steps": 4, "supervised.batch_size": 2}
-    if read_recipe(recipe).get("agent") == "continual" and recipe != "continual-atari":
+    if read_recipe(recipe).get("agent") == "continual":
         small = {"env_options.features": ""} if "features" in read_recipe(recipe)["env_options"] else {}
         small |= {"log_every": 1, "continual.batch_size": 64, "continual.passes": 1}
-    if recipe == "continual-atari":
+    if recipe.startswith("continual-atari"):
         short = {
             "calibration_steps": 64,
             "evaluation.episodes": 1,
