@@ -39,7 +39,7 @@ Shape suffixes: B batch, O outputs, N tasks.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -49,7 +49,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neurocoder.agents.continual_methods import METHOD_CLASSES, ContinualConfig
-from neurocoder.agents.growth import check_growth, grow, growing_heads, moved, prune, usage
+from neurocoder.agents.growth import check_growth, claim, grow, growing_heads, moved, prune, usage
 from neurocoder.agents.importance import Network, Samples, competing
 from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.agents.supervised import (
@@ -64,8 +64,10 @@ from neurocoder.agents.supervised import (
 from neurocoder.envs import EPISODE, Place, TaskVectorEnv
 from neurocoder.envs.continual import ContinualVectorEnv
 from neurocoder.errors import ConfigError, require
-from neurocoder.policies import Policy
+from neurocoder.policies import NeurocoderLinear, Policy
 
+CLAIMING = 1_024
+"""Images of a task that slots are claimed by, where routing is fixed."""
 SETTLING = 0.05
 """Weight of the newest batch in the running mean that a new task is compared with."""
 
@@ -87,10 +89,17 @@ def logits_of(policy: Policy, samples: Samples, precision: str = "fp32") -> tupl
 
 
 @torch.no_grad()
-def accuracies(policy: Policy, envs: ContinualVectorEnv, seen: int, seed: int = 0) -> list[float]:
+def accuracies(
+    policy: Policy,
+    envs: ContinualVectorEnv,
+    seen: int,
+    seed: int = 0,
+    before: Callable[[int], None] = lambda task: None,
+) -> list[float]:
     """Return the percentage of images that `policy` gets right, task by task, each image of `envs` once.
 
-    After `seen` tasks were learned: that decides which outputs compete (``ContinualTask.logits_masks``).
+    After `seen` tasks were learned: that decides which outputs compete (``ContinualTask.logits_masks``). `before` is
+    called with the number of each task before its first image.
     """
     policy.eval()
     device = next(policy.parameters()).device
@@ -98,6 +107,7 @@ def accuracies(policy: Policy, envs: ContinualVectorEnv, seen: int, seed: int = 
     result = []
     for task in range(envs.task.n_tasks):
         envs.set_task(task)
+        before(task)
         n = _passes(envs)
         right, shown = 0, 0
         for batch in islice(batches(envs, *envs.reset(seed=seed)), n):
@@ -165,11 +175,24 @@ class ContinualLearner:
         """Accuracies in percent of all tasks: row 0 of the untrained network, row i after the i-th task."""
         self.task = 0
         """How many tasks have been learned: the number of the one that is being learned."""
+        self.growths = 0
+        """How often the memories have grown."""
         self.draw = 0
         """Batches of this task that have been learned from."""
         self.growing = growing_heads(self.network) if config.grow or config.prune else {}
         """Program memories that change between two tasks."""
         check_growth(self.growing, config.grow, self.envs.task.n_tasks)
+        self.routed = {name: head for name, head in self.growing.items() if head.fixed_routing}
+        """Those of them whose slots are claimed by the images of their task."""
+        if self.routed and (config.novelty or config.prune):
+            raise ConfigError(
+                "continual.novelty, continual.prune: not with fixed_routing, where every task claims slots"
+            )
+        scenario = self.envs.task.scenario
+        if config.own_slots and scenario != "task":
+            raise ConfigError(
+                f"continual.own_slots: in scenario {scenario!r} no image comes with its task's number"
+            )
         self.usage: dict[str, Tensor] = {}
         """How much each of their slots was read at the end of the task that read it most."""
         self.settled = 0.0
@@ -221,6 +244,9 @@ class ContinualLearner:
             raise RuntimeError("all tasks have been learned")
         if not self.rows:
             self._test()
+        if self.draw % _passes(self.envs) == 0:  # what layers see has moved since the last pass
+            self._claim()
+        self._show(self.task)
         new = samples_of(next(self._batches), self.task, self.device)
         steps = [self._step(samples) for samples in self.method.mixed(new, self.draw)]
         self.draw += 1
@@ -265,7 +291,32 @@ class ContinualLearner:
         self.method.after_step(dict(zip(parameters, gradients, strict=True)))
         return value, auxiliary.item(), float((logits.argmax(-1) == samples.target).float().mean())
 
+    def _claim(self) -> None:
+        """Let the task's images read the slots that came with it, where that is not learned."""
+        if self.routed and self.growths == self.task:
+            self.policy.eval()
+            self._show(self.task)
+            n = min(CLAIMING, self.envs.task.n)
+            drawn = self.envs.task.draw(self.seed, 0, n)
+            observation, target = (torch.from_numpy(part[0]).to(self.device) for part in drawn[:2])
+            images = Samples(observation, target, torch.full_like(target, self.task))
+            claim(self.network, self.routed, lambda head: self._slots_of(head, self.task), images)
+
+    def _show(self, task: int) -> None:
+        """Show the slots that images of `task` may read: its own, where that is asked for and they are there."""
+        if self.config.own_slots:
+            for head in self.growing.values():
+                own = self._slots_of(head, task)
+                head.shown = own if own.stop <= head.slots else None
+
+    def _slots_of(self, head: NeurocoderLinear, task: int) -> range:
+        """Return the slots that came to `head` with `task`."""
+        first = head.slots - self.config.grow * self.growths
+        start = first + (task - 1) * self.config.grow
+        return range(start, start + self.config.grow) if task else range(first)
+
     def _finish_task(self) -> None:
+        self._claim()
         if self.task + 1 < self.envs.task.n_tasks:  # after the last comes nothing that could overwrite it
             left = islice(self._batches, _passes(self.envs))
             data = (samples_of(batch, self.task, self.device) for batch in left)
@@ -280,6 +331,7 @@ class ContinualLearner:
                 self.method.follow(
                     grow(self.growing, self.config.grow, self.optimizer, freeze_old=self.config.freeze_old)
                 )
+                self.growths += 1
 
     def _prune(self) -> None:
         """Remove the slots that neither this task reads nor any before it."""
@@ -308,7 +360,7 @@ class ContinualLearner:
         return novel
 
     def _test(self) -> None:
-        self.rows.append(accuracies(self.policy, self.test_envs, self.task))
+        self.rows.append(accuracies(self.policy, self.test_envs, self.task, before=self._show))
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, float]:
@@ -328,7 +380,7 @@ class ContinualLearner:
         tensors |= {f"method/{name}": value.clone() for name, value in self.method.tensors().items()}
         tensors |= {f"usage/{name}": value.clone() for name, value in self.usage.items()}
         data = {"task": self.task, "draw": self.draw, "steps": self.steps, "rows": [*self.rows]}
-        data["settled"] = self.settled
+        data["settled"], data["growths"] = self.settled, self.growths
         data["frozen"] = {name: head.frozen_slots for name, head in self.growing.items()}
         return tensors, data | {"place": list(self.envs.stream.place)}
 
@@ -354,6 +406,7 @@ class ContinualLearner:
         load_optimizer(self.optimizer, parts["optimizer"])
         self.task, self.draw, self.steps, self.rows = task, int(data["draw"]), int(data["steps"]), rows
         self.settled, self.usage = float(data["settled"]), parts["usage"]
+        self.growths = int(data.get("growths", 0))
         for name, head in self.growing.items():
             head.frozen_slots = int(data["frozen"][name])
         if not self.done:

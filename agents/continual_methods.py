@@ -79,6 +79,8 @@ class ContinualConfig:
     """Slots that every program memory gains between two tasks; 0: it stays as it is."""
     freeze_old: bool = False
     """Whether the slots of the tasks before stand still from then on."""
+    own_slots: bool = False
+    """Scenario task, where a task's number is known: its images read the slots that came with it, and no others."""
     novelty: float = 0.0
     """Grow only before a task whose first images cost more than this many times what the task before ended at; 0: always."""
     prune: float = 0.0
@@ -105,13 +107,15 @@ class ContinualConfig:
         ):
             require(getattr(self, name) >= least, f"continual.{name}", getattr(self, name), f">= {least}")
         require(self.optimizer in OPTIMIZERS, "continual.optimizer", self.optimizer, f"one of {OPTIMIZERS}")
-        for name in ("freeze_old", "novelty"):
+        for name in ("freeze_old", "novelty", "own_slots"):
             require(
                 not getattr(self, name) or self.grow > 0,
                 f"continual.{name}",
                 getattr(self, name),
                 "0 without grow",
             )
+        plain = not (self.own_slots and (self.novelty or self.prune or self.method == "replay"))
+        require(plain, "continual.own_slots", self.own_slots, "false with novelty, prune or replay")
         require(self.prune < 1, "continual.prune", self.prune, "< 1, the share of an even attention")
         for name in ("novelty", "prune"):
             require(math.isfinite(getattr(self, name)), f"continual.{name}", getattr(self, name), "finite")

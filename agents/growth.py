@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurocoder.agents.importance import Network
+from neurocoder.agents.importance import Network, Samples
 from neurocoder.errors import ConfigError
 from neurocoder.policies import NeurocoderLinear
 
@@ -120,12 +120,10 @@ def moved(tensor: Tensor, places: Tensor | None) -> Tensor:
     return torch.where((places >= 0).to(tensor.device).view(-1, *[1] * (tensor.ndim - 1)), rows, 0)
 
 
-@torch.no_grad()
-def usage(network: Network, heads: Mapping[str, NeurocoderLinear], observation: Tensor) -> dict[str, Tensor]:
-    """Return how much every slot is read for `observation` [B, ...]: [P], the mean over images and components.
-
-    Of the three memories (U, V, σ) the one that reads it most.
-    """
+def inputs_of(
+    network: Network, heads: Mapping[str, NeurocoderLinear], observation: Tensor
+) -> dict[str, Tensor]:
+    """Return what each of `heads` sees when `network` sees `observation` [B, ...]: [B, in]."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[torch.nn.Module, tuple[Any, ...]], None]:
@@ -137,6 +135,29 @@ def usage(network: Network, heads: Mapping[str, NeurocoderLinear], observation: 
     finally:
         for hook in hooks:
             hook.remove()
+    return seen
+
+
+@torch.no_grad()
+def claim(
+    network: Network,
+    heads: Mapping[str, NeurocoderLinear],
+    slots: Callable[[NeurocoderLinear], range],
+    images: Samples,
+) -> None:
+    """Let `images` read those `slots` of each of `heads` (``NeurocoderLinear.claim``), layer after layer."""
+    for name, head in heads.items():  # in order: what a layer sees follows from the claims of those before it
+        seen = inputs_of(network, {name: head}, images.observation)[name]
+        head.claim(seen.flatten(0, -2), images.target, slots(head))
+
+
+@torch.no_grad()
+def usage(network: Network, heads: Mapping[str, NeurocoderLinear], observation: Tensor) -> dict[str, Tensor]:
+    """Return how much every slot is read for `observation` [B, ...]: [P], the mean over images and components.
+
+    Of the three memories (U, V, σ) the one that reads it most.
+    """
+    seen = inputs_of(network, heads, observation)
     found = {}
     for name, head in heads.items():
         _, trace = head.forward_with_trace(seen[name])

@@ -82,6 +82,9 @@ class NeurocoderLinear(Head):
         new slots; ask for it here to load a layer that has grown.
     frozen_slots
         The first slots get no gradient. Set by ``grow(freeze_old=True)``.
+    fixed_routing
+        Queries and keys are not learned: the controller stays as it was drawn, and slots have the keys that :meth:`claim`
+        gives them. So what is learned for some inputs leaves alone which slots others read. Not in the paper; one step only.
 
     Keys of U and V are a linear function of the slots' content (eq. 10), computed in every forward: another
     process may have changed the memory. Keys of S are learned directly: M_S has one column, so keys computed
@@ -111,6 +114,7 @@ class NeurocoderLinear(Head):
         output_scale: float = 1.0,
         openness: bool = False,
         frozen_slots: int = 0,
+        fixed_routing: bool = False,
     ) -> None:
         super().__init__(in_features, out_features)
         for name, value, least in (
@@ -144,18 +148,26 @@ class NeurocoderLinear(Head):
         self.convex = convex
         self.output_scale = output_scale
         self.frozen_slots = frozen_slots
+        self.fixed_routing = fixed_routing
+        if fixed_routing and attention_steps > 1:
+            raise HeadError(f"fixed_routing: attention_steps={attention_steps} must be 1")
+        self.shown: range | None = None
+        """Slots that can be read now; None: all. Not kept with the parameters."""
 
         self.memory_u = nn.Parameter(torch.empty(slots, in_features))
         self.memory_v = nn.Parameter(torch.empty(slots, out_features))
         self.memory_s = nn.Parameter(torch.empty(slots, 1))
-        self.key_u = nn.Linear(in_features, key_size)
-        self.key_v = nn.Linear(out_features, key_size)
-        self.key_s = nn.Parameter(torch.empty(slots, key_size))
-        self.openness = nn.Parameter(torch.empty(slots)) if openness else None
+        self.key_u = None if fixed_routing else nn.Linear(in_features, key_size)
+        self.key_v = None if fixed_routing else nn.Linear(out_features, key_size)
+        self.key_s = None if fixed_routing else nn.Parameter(torch.empty(slots, key_size))
+        self.slot_keys = nn.Parameter(torch.empty(slots, 3, key_size), False) if fixed_routing else None
+        opens = openness or fixed_routing
+        self.openness = nn.Parameter(torch.empty(slots), not fixed_routing) if opens else None
         # Convex attention without usage is the content's alone: a single step has no gates then.
         self.gated = not (convex and attention_steps == 1)
         n_outputs = 3 * (key_size + self.gated) * attention_heads  # rows: memory, key and gate, head
         self.controller = Controller(in_features, controller_size, n_outputs, attention_steps)
+        self.controller.requires_grad_(not fixed_routing)
         self.fixed_sharpness = None if isinstance(sharpness, str) else float(sharpness)
         self.raw_sharpness = nn.Parameter(torch.empty(3)) if self.fixed_sharpness is None else None
         self.residual = nn.Parameter(torch.empty(in_features, out_features)) if residual else None
@@ -167,10 +179,13 @@ class NeurocoderLinear(Head):
         nn.init.orthogonal_(self.memory_u)
         nn.init.orthogonal_(self.memory_v, gain=self.output_scale)
         nn.init.normal_(self.memory_s)
-        nn.init.normal_(self.key_s)
+        for keys in (self.key_s, self.slot_keys):
+            if keys is not None:
+                nn.init.normal_(keys)
         for layer in (self.key_u, self.key_v):
-            nn.init.normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer is not None:
+                nn.init.normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
         self.controller.reset_parameters()
         if self.openness is not None:
             nn.init.ones_(self.openness)
@@ -197,6 +212,9 @@ class NeurocoderLinear(Head):
 
     def _keys(self) -> Tensor:
         """Eq. 10. Keys of the memories U, V, S, [3, P, K]."""
+        if self.slot_keys is not None:
+            return self.slot_keys.transpose(0, 1)
+        assert self.key_u is not None and self.key_v is not None and self.key_s is not None
         memory_u, memory_v = self._rows(self.memory_u), self._rows(self.memory_v)
         return torch.stack((self.key_u(memory_u), self.key_v(memory_v), self._rows(self.key_s)))
 
@@ -205,7 +223,7 @@ class NeurocoderLinear(Head):
     def attend(self, x_BI: Tensor) -> Tensor:
         """Eqs. 9-14. Attention over the slots of the three memories, [3, B, R, P], memories ordered U, V, S."""
         n_steps, n_heads, n_key = self.attention_steps, self.attention_heads, self.key_size
-        openness = None if self.openness is None else pm.open_slots(self._rows(self.openness))
+        openness = self._openness()
         # The controller sees x only, never what it read: the queries of all steps are there at once.
         output = torch.stack(self.controller(x_BI), dim=1)  # [B, J, 3 · (K + 1) · H]
         parts = output.view(-1, n_steps, 3, n_key + self.gated, n_heads).permute(2, 0, 1, 4, 3)
@@ -230,6 +248,34 @@ class NeurocoderLinear(Head):
                 used = pm.usage(used, weights)
             steps.append(weights)
         return torch.cat(steps, dim=-2)
+
+    def _openness(self) -> Tensor | None:
+        """Return the factors [P] on the slots' attention; None where all are 1."""
+        openness = None if self.openness is None else pm.open_slots(self._rows(self.openness))
+        if self.shown is None:
+            return openness
+        shown = self.memory_s.new_zeros(self.slots)
+        shown[self.shown.start : self.shown.stop] = 1
+        return shown if openness is None else openness * shown
+
+    @torch.no_grad()
+    def claim(self, x: Tensor, classes: Tensor, slots: range) -> None:
+        """Let inputs like x [B, in], of these `classes` [B], read `slots`: give these the keys that they ask for, and open them.
+
+        Raises
+        ------
+        HeadError
+            The routing is learned, or there are no such slots.
+        """
+        if self.slot_keys is None or self.openness is None:
+            raise HeadError("claim: keys are learned here; ask for fixed_routing=True")
+        if not 0 <= slots.start < slots.stop <= self.slots:
+            raise HeadError(f"claim: {slots} must be slots in [0, {self.slots})")
+        output = torch.stack(self.controller(self.flatten(x)))
+        parts = output.view(-1, 3, self.key_size + self.gated, self.attention_heads).permute(1, 0, 3, 2)
+        keys = pm.claimed_keys(parts[..., : self.key_size], classes, len(slots))
+        self.slot_keys[slots.start : slots.stop] = keys.transpose(0, 1)
+        self.openness[slots.start : slots.stop] = 1
 
     def compose(self, x_BI: Tensor) -> ProgramTrace:
         """Everything that x decides: attention, singular values and the residual's gate (sigmoid taken)."""
@@ -271,6 +317,7 @@ class NeurocoderLinear(Head):
     def _fused_step(self, x_BI: Tensor) -> Tensor:
         """Return y [B, out] of a layer with one attention step."""
         assert self.fixed_sharpness is not None
+        assert self.key_u is not None and self.key_v is not None and self.key_s is not None
         gate = self.residual_gate
         weights = Weights(
             self.memory_u,
@@ -321,6 +368,7 @@ class NeurocoderLinear(Head):
             and self.fixed_sharpness is not None
             and self.fixed_sharpness <= MAX_SHARPNESS
             and self.openness is None
+            and self.shown is None
             and not self.frozen_slots
             # compilers fuse the equations themselves, and transforms need to see them
             and not torch.compiler.is_compiling()
@@ -410,9 +458,12 @@ class NeurocoderLinear(Head):
         for parameter, rows in (
             (self.memory_u, orthogonal_rows(self.memory_u, n_slots)),
             (self.memory_v, orthogonal_rows(self.memory_v, n_slots)),
-            (self.memory_s, torch.randn_like(self.memory_s[:1].expand(n_slots, -1))),
-            (self.key_s, torch.randn_like(self.key_s[:1].expand(n_slots, -1))),
             (self.openness, self.openness.new_zeros(n_slots)),
+            *(
+                (drawn, torch.randn_like(drawn[:1].expand(n_slots, *drawn.shape[1:])))
+                for drawn in (self.memory_s, self.key_s, self.slot_keys)
+                if drawn is not None
+            ),
         ):
             append_rows(parameter, rows, optimizer, forget_old=freeze_old)
         self.slots = old + n_slots
@@ -461,7 +512,8 @@ class NeurocoderLinear(Head):
             raise HeadError(f"keep={kept} leaves {len(kept)} slots, fewer than least_used={self.least_used}")
         self._group(optimizer)
         chosen = torch.tensor(kept, device=self.memory_u.device)
-        for parameter in (self.memory_u, self.memory_v, self.memory_s, self.key_s, self.openness):
+        tables = (self.memory_u, self.memory_v, self.memory_s, self.key_s, self.slot_keys, self.openness)
+        for parameter in tables:
             if parameter is not None:
                 keep_rows(parameter, chosen, optimizer)
         self.slots = len(kept)

@@ -23,7 +23,7 @@ first. Eq. 13's ties are broken by slot index, so that exactly ``least_used`` sl
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -101,7 +101,23 @@ def content_attention(
     if openness_P is None:
         return torch.softmax(cosine, dim=-1)
     share = openness_P * torch.exp(cosine - cosine.detach().amax(dim=-1, keepdim=True))
-    return share / share.sum(dim=-1, keepdim=True)
+    return share / share.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
+
+
+def claimed_keys(
+    query_BHK: Float[Tensor, "*M B H K"], class_B: Int[Tensor, "B"], n_slots: int
+) -> Float[Tensor, "*M {n_slots} K"]:
+    """Return keys for `n_slots` slots that are to be read by inputs like these: mean directions of what they ask for.
+
+    Not in the paper. Slots take turns: with C classes among the inputs, slot i is for the inputs of the (i mod C)-th of them
+    and for head (i div C) mod H, and its key is the mean of their queries' directions.
+    """
+    query = F.normalize(query_BHK, dim=-1)
+    classes = class_B.unique()  # sorted
+    means = torch.stack([query[..., class_B == own, :, :].mean(dim=-3) for own in classes], dim=-2)
+    keys = means.flatten(-3, -2)  # [*M, H·C, K]: head by head, class by class
+    turns = torch.arange(n_slots, device=keys.device) % keys.shape[-2]
+    return keys[..., turns, :]
 
 
 def usage(

@@ -31,7 +31,7 @@ def made(seed=0, head="neurocoder", layers="neurocoder", options=HEAD, scenario=
             encoder="mlp", core="none", critic=False, encoder_config=encoder, head=head, head_config=options
         ),
     )
-    return ContinualLearner(policy, envs, test, ContinualConfig(passes=1, **config), seed=seed)
+    return ContinualLearner(policy, envs, test, ContinualConfig(**{"passes": 1, **config}), seed=seed)
 
 
 def to_task(learner, task):
@@ -83,6 +83,51 @@ def test_old_slots_stand_still_where_that_is_asked_for():
         assert (head.memory_u[8:] != before[name][8:]).any()
 
 
+ROUTED = {**HEAD, "attention_heads": 2, "key_size": 16, "controller_size": 64, "sharpness": 50.0}
+ROUTED |= {"convex": True, "fixed_routing": True}
+
+
+def test_with_fixed_routing_a_task_claims_its_slots_and_leaves_the_others_theirs():
+    learner = made(options=ROUTED, grow=8, freeze_old=True)
+    to_task(learner, 1)
+    before = {name: value.clone() for name, value in learner.policy.state_dict().items()}
+    drawn = before["actor.slot_keys"][:8]
+    assert not torch.equal(
+        drawn, made(options=ROUTED).policy.actor.slot_keys[:8]
+    )  # claimed by the first task
+    to_task(learner, 2)
+    for name, head in learner.routed.items():
+        prefix = name.removeprefix("policy.")
+        for part in ("slot_keys", "memory_u", "memory_v", "memory_s"):
+            torch.testing.assert_close(getattr(head, part)[:8], before[prefix + part][:8], rtol=0, atol=0)
+        controller = {key: value for key, value in before.items() if key.startswith(f"{prefix}controller")}
+        assert all(torch.equal(learner.policy.state_dict()[key], value) for key, value in controller.items())
+        assert head.slots == 24 and head.openness[:16].min() == 1 and head.openness[16:].max() == 0
+    images = cl.samples_of(next(learner._batches), 2, torch.device("cpu"))
+    learner.update()
+    (first, *_) = learner.routed.values()
+    read = first.trace(images.observation.flatten(1)).attention_u[..., 16:].sum(-1).mean()
+    assert read > 0.5  # of three tasks' slots, mostly their own
+
+
+def test_with_fixed_routing_less_is_forgotten():
+    kept = made(options=ROUTED, grow=8, freeze_old=True, passes=8, learning_rate=0.01).learn()
+    lost = made(passes=8, learning_rate=0.01).learn()
+    assert kept[5].mean() > lost[5].mean() + 10
+
+
+def test_slots_of_ones_own_forget_nothing():
+    learner = made(options=ROUTED, scenario="task", grow=8, freeze_old=True, own_slots=True)
+    matrix = learner.learn()
+    for task in range(5):
+        assert (matrix[task + 1 :, task] == matrix[task + 1, task]).all()
+    assert [learner._slots_of(learner.policy.actor, task) for task in (0, 1, 4)] == [
+        range(8),
+        range(8, 16),
+        range(32, 40),
+    ]
+
+
 def test_it_grows_only_for_what_is_new():
     never = made(grow=3, novelty=1e6)
     always = made(grow=3, novelty=1e-6)
@@ -127,7 +172,15 @@ def test_rows_move_with_their_places():
     assert growth.moved(tensor[:, 0], places).tolist() == [4, 0, 0]
 
 
-@pytest.mark.parametrize("options", [{"grow": 3, "freeze_old": True}, {"grow": 4, "prune": 0.3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"grow": 3, "freeze_old": True},
+        {"grow": 4, "prune": 0.3},
+        {"grow": 4, "freeze_old": True, "options": ROUTED},
+        {"grow": 4, "freeze_old": True, "options": ROUTED, "scenario": "task", "own_slots": True},
+    ],
+)
 def test_a_learner_goes_on_to_the_bit_after_it_has_grown(options):
     whole = made(method="si", strength=10.0, **options)
     to_task(whole, 2)
@@ -154,9 +207,15 @@ def test_what_cannot_grow_is_refused():
         made(grow=2, head="linear", layers=None, options={})
     with pytest.raises(ConfigError, match="openness=true"):
         made(grow=2, options={**HEAD, "openness": False})
+    with pytest.raises(ConfigError, match="in scenario 'domain' no image comes with its task's number"):
+        made(grow=2, own_slots=True)
+    with pytest.raises(ConfigError, match="not with fixed_routing"):
+        made(grow=2, novelty=2.0, options=ROUTED)
     for options, name in (
         ({"freeze_old": True}, "freeze_old"),
         ({"novelty": 2.0}, "novelty"),
+        ({"own_slots": True}, "own_slots"),
+        ({"own_slots": True, "grow": 1, "method": "replay"}, "own_slots"),
         ({"grow": -1}, "grow"),
         ({"prune": 1.0}, "prune"),
     ):

@@ -49,11 +49,14 @@ def controller(layer: NeurocoderLinear, x: np.ndarray) -> list[np.ndarray]:
 def attention(layer: NeurocoderLinear, x: np.ndarray) -> np.ndarray:
     """Eqs. 10-14 for one input: weights [3, J·H, P]."""
     n_heads, n_key, n_slots = layer.attention_heads, layer.key_size, layer.slots
-    keys = [
-        [affine(layer.key_u, row) for row in layer.memory_u.detach().numpy()],
-        [affine(layer.key_v, row) for row in layer.memory_v.detach().numpy()],
-        list(layer.key_s.detach().numpy()),
-    ]
+    if layer.fixed_routing:
+        keys = [[row[memory] for row in layer.slot_keys.numpy()] for memory in range(3)]
+    else:
+        keys = [
+            [affine(layer.key_u, row) for row in layer.memory_u.detach().numpy()],
+            [affine(layer.key_v, row) for row in layer.memory_v.detach().numpy()],
+            list(layer.key_s.detach().numpy()),
+        ]
     sharpness = layer.sharpness
     beta = [sharpness] * 3 if isinstance(sharpness, float) else sharpness.detach().flatten().tolist()
     weights = np.zeros((3, layer.attention_steps * n_heads, n_slots))

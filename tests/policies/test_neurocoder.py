@@ -22,6 +22,8 @@ def layer(steps=1, heads=2, residual=True, **options) -> NeurocoderLinear:
     with torch.no_grad():  # away from the harmless start, where many terms vanish
         for parameter in made.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
+        if made.fixed_routing:
+            made.openness.fill_(1.0)
     return made
 
 
@@ -33,8 +35,22 @@ HEADS = pytest.mark.parametrize("heads", [1, 2])
 @STEPS
 @HEADS
 @VARIANTS
-@pytest.mark.parametrize("options", [{}, {"convex": True}, {"sharpness": 7.5}, {"sharpness": "learnable"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"convex": True},
+        {"sharpness": 7.5},
+        {"sharpness": "learnable"},
+        {"fixed_routing": True},
+        {"fixed_routing": True, "convex": True},
+    ],
+)
 def test_forward_program_and_trace_agree_with_the_oracle(steps, heads, residual, options):
+    if options.get("fixed_routing") and steps > 1:
+        with pytest.raises(HeadError, match="fixed_routing: attention_steps=3 must be 1"):
+            layer(steps, heads, residual, **options)
+        return
     made = layer(steps, heads, residual, **options)
     x = torch.randn(3, made.in_features, dtype=torch.float64)
     y, program, trace = made(x), made.program(x), made.trace(x)
@@ -84,6 +100,61 @@ def test_every_parameter_gets_a_gradient(steps, heads, residual, sharpness, conv
     (made(torch.randn(8, 6)).square().sum() + made.aux_loss()).backward()
     for name, parameter in made.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_with_fixed_routing_the_memories_alone_are_learned():
+    made = NeurocoderLinear(6, 4, slots=9, residual=False, fixed_routing=True)
+    (made(torch.randn(8, 6)).square().sum() + made.aux_loss()).backward()
+    learned = {name for name, parameter in made.named_parameters() if parameter.requires_grad}
+    assert learned == {"memory_u", "memory_v", "memory_s"}
+    for name, parameter in made.named_parameters():
+        assert (parameter.grad is not None and parameter.grad.abs().max() > 0) == (name in learned), name
+
+
+def test_keys_are_the_mean_directions_of_what_each_class_asks_for():
+    query = torch.randn(3, 11, 2, 4, dtype=torch.float64)
+    classes = torch.tensor([5, 1, 5, 7, 1, 7, 7, 5, 1, 1, 5])
+    keys = pm.claimed_keys(query, classes, 8)
+    for memory in range(3):
+        for slot in range(8):
+            own = [1, 5, 7][slot % 3]
+            head = slot // 3 % 2
+            rows = [query[memory, image, head].numpy() for image in range(11) if classes[image] == own]
+            expected = sum(row / np.sqrt((row**2).sum()) for row in rows) / len(rows)
+            np.testing.assert_allclose(keys[memory, slot], expected, rtol=1e-12)
+
+
+def test_inputs_read_the_slots_that_they_have_claimed():
+    centres = 4 * torch.randn(2, 1, 5, dtype=torch.float64)
+    x = (centres + 0.1 * torch.randn(2, 20, 5, dtype=torch.float64)).flatten(0, 1)
+    classes = torch.arange(2).repeat_interleave(20)
+    made = layer(heads=3, fixed_routing=True, convex=True, sharpness=200.0, slots=12, key_size=8)
+    made.claim(x[:20], classes[:20], range(6))
+    made.claim(x[20:], classes[20:], range(6, 12))
+    read = made.trace(x)
+    for part in read[:3]:
+        assert part[:20, :, :6].sum(-1).mean() > 0.99 and part[20:, :, 6:].sum(-1).mean() > 0.99
+    made.shown = range(6, 12)  # only these
+    y = made(x)
+    with torch.no_grad():
+        for parameter in (made.memory_u, made.memory_v, made.memory_s):
+            parameter[:6] += 1
+    torch.testing.assert_close(made(x), y, rtol=0, atol=0)
+    for slots in (range(3, 13), range(4, 4), range(-1, 3)):
+        with pytest.raises(HeadError, match=r"must be slots in \[0, 12\)"):
+            made.claim(x, classes, slots)
+    with pytest.raises(HeadError, match="ask for fixed_routing=True"):
+        layer().claim(x, classes, range(3))
+
+
+def test_a_claimed_slot_opens_and_a_new_one_is_closed():
+    made = layer(fixed_routing=True)
+    made.grow(3, freeze_old=True)
+    assert made.slot_keys.shape == (10, 3, 3) and made.openness.tolist() == [1.0] * 7 + [0.0] * 3
+    made.claim(torch.randn(4, 5, dtype=torch.float64), torch.zeros(4, dtype=torch.long), range(7, 10))
+    assert made.openness.tolist() == [1.0] * 10
+    made.prune(range(3, 10))
+    assert made.slot_keys.shape == (7, 3, 3) and made.slots == 7
 
 
 def test_the_controller_has_no_parameters_that_one_step_cannot_use():
