@@ -8,6 +8,12 @@ has the five programs of the release, whose size it prints (Table 5 says ten), a
 release's a = 1. The controls say what stored programs add: static layers of low rank without biases, a uniform attention (sharpness
 near 0: a program that its gates alone scale by input), and no push towards orthogonal slots (a = 0). What is grown begins with 10
 slots and gains 10 with every task: 50 in the end, as many as the others have.
+
+``neurocoder, routed`` goes beyond the paper: what is grown, old slots frozen, read by queries and keys that are not learned
+(``fixed_routing``). A new task's slots get as keys the mean directions of what its classes ask for; with task numbers, images read
+their own task's slots. Of its parameters most are the controllers', drawn and left so. Its options were chosen on seed 100, which
+is in no table. A classifier by nearest class mean, which learns nothing but ten means, has 90.1 percent in Table 4's scenario
+(and 96.4 in Table 3's): what holds there is the routing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -186,9 +192,25 @@ CONTROLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+ROUTED: dict[str, dict[str, Any]] = {
+    # options of the heads by scenario: random queries tell digits apart if there are many; own slots need no telling
+    "domain": {"slots": 10, "attention_heads": 5, "key_size": 64, "controller_size": 512, "sharpness": 100.0},
+    "task": {"slots": 20, "attention_heads": 10, "key_size": 8, "controller_size": 32, "sharpness": 10.0},
+}
+
+
+def _routed(scenario: str) -> dict[str, Any]:
+    """Return the overrides of the network whose routing is fixed."""
+    options = {**NEUROCODER, **ROUTED[scenario], "orthogonality": 0.1, "convex": True, "fixed_routing": True}
+    learner: dict[str, Any] = {"continual.grow": options["slots"], "continual.freeze_old": True}
+    if scenario == "task":
+        learner["continual.own_slots"] = True
+    return _network(256, "neurocoder", options, {}) | learner
+
+
 def settings(scenario: str) -> list[Setting]:
     """Return the lines of a table: every method with every network, and the controls with some."""
-    models = _models()
+    models = _models() | {"neurocoder, routed": _routed(scenario)}
     controls = {
         name: _network(256, "neurocoder", {**NEUROCODER, **options}, {}) | learner
         for name, (options, learner) in CONTROLS.items()
