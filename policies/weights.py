@@ -119,7 +119,7 @@ def downloaded(url: str) -> Path:
     if not file.exists():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), digest[1], progress=False)
+            torch.hub.download_url_to_file(url, str(file), digest[1], progress=True)
         except (OSError, RuntimeError) as error:
             raise ConfigError(
                 f"weights {url}: not to be had ({str(error).splitlines()[0]}); download it elsewhere and give its "

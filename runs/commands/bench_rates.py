@@ -132,7 +132,14 @@ def _report(
     from neurocoder.runs.bench.peers import processors
     from neurocoder.runs.bench.rounds import measure, summarize
 
-    protocol = {**layer.protocol(threads, repeats), **protocol, "seconds": seconds}
+    protocol = {
+        "threads": threads,
+        "repeats": repeats,
+        "seconds": seconds,
+        "load": layer.load(),
+        "spread": "median over rounds; low and high are the slowest and the fastest round",
+        **protocol,
+    }
     warn_of_load(protocol["load"], threads, max(2, processors()))
     rates: dict[str, list[float]] = {name: [] for name in works}
     with layer.num_threads(threads):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from neurocoder.envs.datasets import load_dataset
 from neurocoder.policies.parameter_counts import count_parameters
 from neurocoder.runs.preparation import prepare
 from neurocoder.runs.reproduce import continual_cifar, trainings
@@ -32,6 +33,23 @@ def test_networks_have_the_sizes_of_the_paper_and_of_the_protocol(place, scenari
         config, policy = prepare(config_of(by_label[f"Adam, {model}"], 0))
         assert count_parameters(policy).total == sizes[place], model
         assert config.policy.task_heads == (5 if scenario == "task" else 0)
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain"])
+def test_the_nearest_mean_by_hand(scenario, few_images, tmp_path):
+    train, test = load_dataset("mnist", "train"), load_dataset("mnist", "test")
+    pixels, seen = (data.images.reshape(len(data.labels), -1).astype(float) for data in (train, test))
+    means = [pixels[train.labels == digit].mean(axis=0) for digit in range(10)]
+    right = np.zeros(5)
+    for image, label in zip(seen, test.labels, strict=True):
+        own = (label // 2 * 2, label // 2 * 2 + 1)
+        competing = own if scenario == "task" else range(10)
+        nearest = min(competing, key=lambda digit: np.square(image - means[digit]).sum())
+        right[label // 2] += 100 * (nearest % 2 == label % 2) / 20
+    np.testing.assert_allclose(ct.nearest_means(scenario), right)
+    ct.references(scenario, [], tmp_path)
+    text = ct.verdict(scenario, [], tmp_path)
+    assert f"- Nearest mean of a class's pixels, nothing else learned: {right.mean():.2f}." in text
 
 
 def test_what_is_beaten_is_counted():
