@@ -40,6 +40,7 @@ Shape suffixes: B batch, O outputs, N tasks.
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -65,6 +66,7 @@ from neurocoder.envs import EPISODE, Place, TaskVectorEnv
 from neurocoder.envs.continual import ContinualVectorEnv
 from neurocoder.errors import ConfigError, require
 from neurocoder.policies import NeurocoderLinear, Policy
+from neurocoder.policies.heads import HeadsSideBySide
 
 CLAIMING = 1_024
 """Images of a task that slots are claimed by, where routing is fixed."""
@@ -86,6 +88,11 @@ def logits_of(policy: Policy, samples: Samples, precision: str = "fp32") -> tupl
         policy, Batch(samples.observation[None], samples.target[None], None, start), precision
     )
     return logits[0], auxiliary
+
+
+def asking(policy: Policy, outputs_O: Tensor) -> AbstractContextManager[None]:
+    """Where every task has a head of its own, run within this no more of them than give the `outputs_O` [O], truth values."""
+    return policy.actor.only(outputs_O) if isinstance(policy.actor, HeadsSideBySide) else nullcontext()
 
 
 @torch.no_grad()
@@ -110,11 +117,12 @@ def accuracies(
         before(task)
         n = _passes(envs)
         right, shown = 0, 0
-        for batch in islice(batches(envs, *envs.reset(seed=seed)), n):
-            samples = samples_of(batch, task, device)
-            answer = competing(logits_of(policy, samples)[0], masks_NO[task]).argmax(-1)
-            right += int((answer == samples.target).sum())
-            shown += len(answer)
+        with asking(policy, masks_NO[task]):
+            for batch in islice(batches(envs, *envs.reset(seed=seed)), n):
+                samples = samples_of(batch, task, device)
+                answer = competing(logits_of(policy, samples)[0], masks_NO[task]).argmax(-1)
+                right += int((answer == samples.target).sum())
+                shown += len(answer)
         result.append(100 * right / shown)
     return result
 
@@ -262,8 +270,10 @@ class ContinualLearner:
         self._last = samples
         self.policy.train()
         parameters = self.network.learned()
-        logits, auxiliary = logits_of(self.policy, samples, self.precision)
-        logits = competing(logits, self._masks_NO[samples.task])
+        masks = self._masks_NO[samples.task]
+        with asking(self.policy, masks.any(0)):
+            logits, auxiliary = logits_of(self.policy, samples, self.precision)
+        logits = competing(logits, masks)
         loss = F.cross_entropy(logits, samples.target)
         other = auxiliary + self.config.strength * self.method.penalty(parameters)
         value = loss.item()
@@ -278,14 +288,13 @@ class ContinualLearner:
         others: tuple[Tensor | None, ...] = (None,) * len(inputs)
         if other.requires_grad:
             others = torch.autograd.grad(other, inputs, allow_unused=True)
-        for parameter, *parts in zip(inputs, gradients, others, strict=True):
-            there = [part for part in parts if part is not None]
-            if len(there) == 2:
-                parameter.grad = there[0] + there[1]
-            elif there and (self.optimizer.state.get(parameter) or there[0].any()):
-                parameter.grad = there[0]
+        for parameter, of_loss, of_other in zip(inputs, gradients, others, strict=True):
+            if of_other is not None:
+                parameter.grad = of_other if of_loss is None else of_loss + of_other
+            elif self.optimizer.state.get(parameter):  # what is not asked now goes on with its momentum
+                parameter.grad = torch.zeros_like(parameter) if of_loss is None else of_loss
             else:
-                parameter.grad = None
+                parameter.grad = of_loss if of_loss is not None and of_loss.any() else None
         self.method.before_step()
         self.optimizer.step()
         self.method.after_step(dict(zip(parameters, gradients, strict=True)))

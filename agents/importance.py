@@ -5,7 +5,8 @@ Shape suffixes: B batch, O outputs, N tasks.
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from neurocoder.agents.probes import Parts, Probe, probes
 from neurocoder.policies import Policy
-from neurocoder.policies.heads import MoEHead, NSMHead
 
 Parameters = dict[str, Tensor]
 """Tensors by the name of the parameter that they belong to."""
-CHUNK = 64
-"""Images whose gradients are there at once: as many copies of all parameters outside linear layers and their mixtures."""
-Layer = nn.Linear | NSMHead | MoEHead
-"""y = Σ_p w_p (x W_p + b_p), or x W + b: of each image, a weight's gradient is an outer product."""
+CHUNK = 128
+"""Images whose gradients are there at once, at most."""
+COPIED = 1 << 26
+"""Numbers of these gradients that are there at once, at most: of every image, all of the parameters that no probe is about."""
 
 
 class Samples(NamedTuple):
@@ -89,135 +90,128 @@ def surprise(logits: Tensor, mask: Tensor) -> Tensor:
     return -competing(logits, mask).log_softmax(-1).max(-1).values
 
 
-def own_parameters(name: str, layer: Layer) -> list[str]:
-    """Return the names of the parameters of `layer`, called `name`, whose gradients are outer products."""
-    return [f"{name}.weight"] + ([] if layer.bias is None else [f"{name}.bias"])
+@contextmanager
+def probing(
+    probes: Mapping[str, Probe], shifts: Mapping[str, Parts], seen: dict[str, Parts]
+) -> Iterator[None]:
+    """Let layers run with `shifts` added inside, and put into `seen` what they have seen, by the layer's name.
+
+    Raises
+    ------
+    ValueError
+        A layer was called twice, or not with one row.
+    """
+
+    def replaced(name: str, probe: Probe) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            if name in seen or x.numel() != x.shape[-1]:
+                raise ValueError(name)
+            y, seen[name] = probe.forward(x.view(1, -1), shifts[name])
+            return y.view((*x.shape[:-1], y.shape[-1]))
+
+        return forward
+
+    layers = {name: probe.layer for name, probe in probes.items()}
+    before = {name: layer.__dict__.get("forward") for name, layer in layers.items()}
+    try:
+        for name, probe in probes.items():
+            layers[name].forward = replaced(name, probe)
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.__dict__.pop("forward", None)
+            if (own := before[name]) is not None:
+                layer.forward = own
 
 
 def image_gradients(
-    network: Network,
-    layers: Mapping[str, Layer],
-    others: Iterable[str],
-    observation: Tensor,
-    masks: Tensor,
-) -> tuple[Parameters, Parameters, Parameters]:
+    network: Network, probes: Mapping[str, Probe], others: Iterable[str], observation: Tensor, masks: Tensor
+) -> tuple[Parameters, dict[str, Parts], dict[str, Parts]]:
     """Return the gradients of each image's :func:`surprise`, for images [B, ...] and their masks [B, O].
 
-    Of the parameters named in `others`, [B, ...] each; of what `layers` (by name) put out, [B, out]; and what goes into
-    these layers, [B, in], with the weights of a mixture's parts behind it, [B, in + P]. Of a layer that sees one row per
-    image, and once, the weight's gradient is the outer product of the latter two: not to build it saves most of the work.
+    Of the parameters named in `others`, [B, ...] each; and for each of the `probes` (by the layer's name) of its shifts,
+    and what it has seen: that is what gradients of the layer's own parameters are made of, and not to build these saves
+    most of the work.
     """
     learned = {name: p.detach() for name, p in network.learned().items()}
 
-    looking = False  # at a mixture's weights, which calls its layers once more
-
     def loss(
-        parameters: Parameters, shifts: Parameters, observation: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Parameters]:
-        seen: Parameters = {}
-
-        def shifted(name: str) -> Callable[..., Tensor]:
-            def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-                nonlocal looking
-                if looking:
-                    return output
-                if name in seen or args[0].numel() != args[0].shape[-1]:
-                    raise ValueError(name)
-                seen[name] = args[0].flatten()
-                if isinstance(module, NSMHead | MoEHead):
-                    looking = True
-                    weights = module.attention(args[0]).flatten()
-                    looking = False
-                    seen[name] = torch.cat((seen[name], weights))
-                return output + shifts[name]
-
-            return hook
-
-        handles = [layer.register_forward_hook(shifted(name)) for name, layer in layers.items()]
-        try:
+        parameters: Parameters, shifts: dict[str, Parts], observation: Tensor, mask: Tensor
+    ) -> tuple[Tensor, dict[str, Parts]]:
+        seen: dict[str, Parts] = {}
+        with probing(probes, shifts, seen):
             logits = functional_call(network, {**learned, **parameters}, (observation[None],))[0]
-        finally:
-            for handle in handles:
-                handle.remove()
         return surprise(logits, mask), seen
 
     parameters = {name: learned[name] for name in others}
-    shifts = {name: layer.weight.new_zeros(layer.out_features) for name, layer in layers.items()}
+    shifts = {name: probe.shifts() for name, probe in probes.items()}
     each = vmap(grad(loss, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0, 0))
     with warnings.catch_warnings():
         # where an operation has no batched form it is done image by image: slower, and as right
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-        (of_parameters, of_outputs), inputs = each(parameters, shifts, observation, masks)
-    return of_parameters, of_outputs, inputs
+        (of_parameters, of_shifts), seen = each(parameters, shifts, observation, masks)
+    return of_parameters, of_shifts, seen
 
 
-def sum_of_outer_products(layer: Layer, outputs: Tensor, inputs: Tensor) -> list[Tensor]:
-    """Return Σ_b of the outer products of `inputs` and `outputs`, as :func:`image_gradients` has them, by parameter.
+def usable_probes(network: Network, observation: Tensor, masks: Tensor) -> dict[str, Probe]:
+    """Return those probes of the layers of `network` that say the same as their parameters' gradients, tried on images.
 
-    With both squared it is the sum of squared gradients: (g xᵀ)² = g² (x²)ᵀ.
+    Not those of a layer that is called twice, or whose parameters are used without a call of it.
     """
-    if isinstance(layer, nn.Linear):
-        found = [outputs.t() @ inputs]
-        return found if layer.bias is None else [*found, outputs.sum(0)]
-    inputs_BI, weights_BP = inputs.split((layer.in_features, inputs.shape[1] - layer.in_features), dim=1)
-    parts = [(inputs_BI * weights_B.unsqueeze(1)).t() @ outputs for weights_B in weights_BP.t()]
-    return [torch.stack(parts), weights_BP.t() @ outputs]
-
-
-def outer_product_layers(network: Network, observation: Tensor, masks: Tensor) -> dict[str, Layer]:
-    """Return those layers whose gradients :func:`image_gradients` can give as outer products, tried on images."""
     learned = network.learned()
-    found: dict[str, Layer] = {}
-    for name, layer in network.named_modules():
-        if not isinstance(layer, Layer) or not set(own := own_parameters(name, layer)) <= learned.keys():
+    found: dict[str, Probe] = {}
+    taken: set[str] = set()
+    for name, probe in probes(network):
+        own = {part: f"{name}.{part}" for part in probe.parameters}
+        if not set(own.values()) <= learned.keys() or taken & set(own.values()):
             continue
         try:
-            plain, outputs, inputs = image_gradients(network, {name: layer}, own, observation, masks)
+            plain, of_shifts, seen = image_gradients(network, {name: probe}, own.values(), observation, masks)
         except (ValueError, RuntimeError):  # called twice, or not with one row per image
             continue
-        if name not in inputs:  # its weights are used without a call of it
+        if name not in seen:  # its weights are used without a call of it
             continue
-        sums = sum_of_outer_products(layer, outputs[name].square(), inputs[name].square())
+        sums = probe.squares(of_shifts[name], seen[name])
         if all(
-            torch.allclose(plain[part].square().sum(0), value, rtol=1e-3, atol=1e-10)
-            for part, value in zip(own, sums, strict=True)
+            torch.allclose(plain[whole].square().sum(0), sums[part], rtol=1e-3, atol=1e-10)
+            for part, whole in own.items()
         ):
-            found[name] = layer
+            found[name] = probe
+            taken |= set(own.values())
     return found
 
 
 def fisher_diagonal(
-    network: Network, data: Iterable[Samples], masks_NO: Tensor, *, limit: int = 0, chunk: int = CHUNK
+    network: Network, data: Iterable[Samples], masks_NO: Tensor, *, limit: int = 0, chunk: int | None = None
 ) -> Parameters:
     """Kirkpatrick et al. 2017, eq. 3. Return F_i = mean over images of (∂ log p(ŷ|x) / ∂θ_i)².
 
     ŷ is the network's own answer, the most probable one, as in Hsu et al.'s code. Of `data`, the first `limit` images
-    (0: all), `chunk` at a time. Where an image's gradient is an outer product g xᵀ, the sum over images of its square is
-    (G²)ᵀ X².
+    (0: all), `chunk` at a time (None: as many as memory is set aside for); how the sums come about is said in
+    ``agents.probes``.
     """
     network.eval()
     total = {name: torch.zeros_like(p) for name, p in network.learned().items()}
-    layers: dict[str, Layer] | None = None
+    usable: dict[str, Probe] | None = None
     n = 0
     for samples in data:
         left = limit - n if limit else len(samples.target)
         if left <= 0:
             break
-        for observation, task in zip(
-            samples.observation[:left].split(chunk), samples.task[:left].split(chunk), strict=True
-        ):
-            masks = masks_NO[task]
-            if layers is None:
-                layers = outer_product_layers(network, observation[:4], masks[:4])
-                own = {name: own_parameters(name, layer) for name, layer in layers.items()}
-                others = sorted(total.keys() - {part for parts in own.values() for part in parts})
-            gradients, outputs, inputs = image_gradients(network, layers, others, observation, masks)
+        if usable is None:
+            usable = usable_probes(network, samples.observation[:4], masks_NO[samples.task[:4]])
+            own = {f"{name}.{part}" for name, probe in usable.items() for part in probe.parameters}
+            others = sorted(total.keys() - own)
+            copied = sum(total[name].numel() for name in others)
+            size = chunk or max(1, min(CHUNK, COPIED // max(1, copied)))
+        observations, tasks = samples.observation[:left], samples.task[:left]
+        for observation, task in zip(observations.split(size), tasks.split(size), strict=True):
+            gradients, of_shifts, seen = image_gradients(network, usable, others, observation, masks_NO[task])
             for name, gradient in gradients.items():
                 total[name] += gradient.square().sum(0)
-            for name, layer in layers.items():
-                sums = sum_of_outer_products(layer, outputs[name].square(), inputs[name].square())
-                for part, value in zip(own[name], sums, strict=True):
-                    total[part] += value
+            for name, probe in usable.items():
+                for part, value in probe.squares(of_shifts[name], seen[name]).items():
+                    total[f"{name}.{part}"] += value
             n += len(observation)
     return {name: value / max(1, n) for name, value in total.items()}
 

@@ -33,6 +33,7 @@ MEMORY, LAYER, CONTROLLER, FUSED, STEPS, PARTS, MIXTURE, RESIZING, DIAGNOSTICS =
 VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE = (
     f"agents/{name}.py" for name in ("vtrace", "a3c", "hogwild", "rollout", "worker", "supervisor")
 )
+PROBES, IMPORTANCE = "agents/probes.py", "agents/importance.py"
 CALIBRATION = "policies/calibration.py"
 SB3_LAYERS, SB3_ACTOR_CRITIC = (f"policies/sb3/{name}.py" for name in ("layers", "actor_critic"))
 SB3_ENVS = "envs/sb3.py"
@@ -65,7 +66,11 @@ MUTANTS = [
     Mutant(MEMORY, "        offset = n_slots - width", "        offset = 0"),
     Mutant(MEMORY, "(max(0, slots - in_features) + ", "("),
     Mutant(MEMORY, ".flip(-1).cumsum(-1).flip(-1)", ".cumsum(-1)"),
-    Mutant(MEMORY, "query = F.normalize(query_BHK, dim=-1)", "query = query_BHK"),
+    Mutant(
+        MEMORY,
+        "query = F.normalize(query_BHK, dim=-1)\n    key",
+        "query = query_BHK\n    key",
+    ),
     Mutant(MEMORY, "key = F.normalize(key_PK, dim=-1)", "key = key_PK"),
     Mutant(MEMORY, "cosine = sharpness * cosine", "pass"),
     Mutant(MEMORY, "torch.maximum(previous_BHP, weights_BHP)", "weights_BHP"),
@@ -83,14 +88,14 @@ MUTANTS = [
         "return raw_P.clamp_min(0)",
         "resizing",
     ),
-    Mutant(LAYER, "self.key_v(memory_v), self._rows", "self.key_v(memory_v).detach(), self._rows"),
+    Mutant(LAYER, "self.key_v(memory_v), self.learned", "self.key_v(memory_v).detach(), self.learned"),
     Mutant(CONTROLLER, "torch.sigmoid(parts[3]) * cell + fresh", "cell + fresh"),
     Mutant(CONTROLLER, "preactivation = preactivation + self.recurrent(hidden)", "pass"),
     Mutant(LAYER, "used = pm.usage(used, weights)", "pass"),
     Mutant(
         LAYER,
-        "trace.residual_gate * trace.sigma[:, -1]).unsq",
-        "trace.residual_gate * trace.sigma[:, 0]).unsq",
+        "return trace.sigma[..., -1]",
+        "return trace.sigma[..., 0]",
     ),
     Mutant(LAYER, "self.gated = not (convex and attention_steps == 1)", "self.gated = True"),
     Mutant(LAYER, "if slots < least_used:", "if False:"),
@@ -261,6 +266,13 @@ MUTANTS = [
     Mutant(TRAININGS, "if key not in OF_MACHINE and", "if", "runs/test_experiment.py"),
     Mutant(TRAININGS, "for key in {**there, **now}", "for key in now", "runs/test_experiment.py"),
     Mutant(TRAININGS, "        lock.acquire()\n", "        pass\n", "runs/test_experiment.py"),
+    Mutant(PROBES, "total += 2 * (", "total += 1 * (", "agents/test_continual.py"),
+    Mutant(PROBES, "total += products @", "total -= products @", "agents/test_continual.py"),
+    Mutant(PROBES, "total[: self.layer.frozen_slots] = 0", "pass", "agents/test_continual.py"),
+    Mutant(PROBES, 'seen["scale"] * seen["input"]', 'seen["input"]', "agents/test_continual.py"),
+    Mutant(PROBES, "of_key_BPK.sum(1).square()", "of_key_BPK.square().sum(1)", "agents/test_continual.py"),
+    Mutant(IMPORTANCE, "layer.forward = own", "pass", "agents/test_continual.py"),
+    Mutant(LAYER, "torch.is_grad_enabled() and not self.fixed_routing", "True"),
 ]
 
 

@@ -36,7 +36,8 @@ def mixed_linear(
     the samples of each program. Narrow ones are applied in one product of x with [W_1 .. W_P].
     """
     n_programs, n_inputs, n_outputs = weight_PIO.shape
-    if n_outputs >= WIDE:
+    # under a transform (one row of each of many images) single products would read all programs once per image
+    if n_outputs >= WIDE and not torch._C._are_functorch_transforms_active():
         y_PBO = x_BI.expand(n_programs, -1, -1) @ weight_PIO
         return (weights_BP.t().unsqueeze(-1) * y_PBO).sum(0) + weights_BP @ bias_PO
     side_by_side = weight_PIO.transpose(0, 1).reshape(n_inputs, n_programs * n_outputs)

@@ -204,31 +204,39 @@ class NeurocoderLinear(Head):
             return self.fixed_sharpness
         return F.softplus(self.raw_sharpness)[:, None, None, None]
 
-    def _rows(self, memory: Tensor) -> Tensor:
+    def learned_rows(self, memory: Tensor) -> Tensor:
         """Return a memory [P, ...] through whose frozen rows no gradient flows."""
         if not self.frozen_slots:
             return memory
         return torch.cat((memory[: self.frozen_slots].detach(), memory[self.frozen_slots :]))
 
-    def _keys(self) -> Tensor:
-        """Eq. 10. Keys of the memories U, V, S, [3, P, K]."""
+    def keys(self) -> Tensor:
+        """Eq. 10. Keys of the slots of the memories U, V, S: [3, P, K]."""
         if self.slot_keys is not None:
             return self.slot_keys.transpose(0, 1)
         assert self.key_u is not None and self.key_v is not None and self.key_s is not None
-        memory_u, memory_v = self._rows(self.memory_u), self._rows(self.memory_v)
-        return torch.stack((self.key_u(memory_u), self.key_v(memory_v), self._rows(self.key_s)))
+        memory_u, memory_v = self.learned_rows(self.memory_u), self.learned_rows(self.memory_v)
+        return torch.stack((self.key_u(memory_u), self.key_v(memory_v), self.learned_rows(self.key_s)))
 
     # ------------------------------------------------------------------------------------- forward
 
-    def attend(self, x_BI: Tensor) -> Tensor:
-        """Eqs. 9-14. Attention over the slots of the three memories, [3, B, R, P], memories ordered U, V, S."""
+    def attend(self, x_BI: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Eqs. 9-14. Attention over the slots of the three memories, [3, B, R, P], memories ordered U, V, S.
+
+        `keys` are :meth:`keys`, unless given. Where routing is fixed no gradient flows through it, to x neither.
+        """
+        keys = self.keys() if keys is None else keys
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.fixed_routing):
+            return self._attention(x_BI, keys)
+
+    def _attention(self, x_BI: Tensor, keys: Tensor) -> Tensor:
         n_steps, n_heads, n_key = self.attention_steps, self.attention_heads, self.key_size
         openness = self._openness()
         # The controller sees x only, never what it read: the queries of all steps are there at once.
         output = torch.stack(self.controller(x_BI), dim=1)  # [B, J, 3 · (K + 1) · H]
         parts = output.view(-1, n_steps, 3, n_key + self.gated, n_heads).permute(2, 0, 1, 4, 3)
         query = parts[..., :n_key].flatten(2, 3)
-        content = pm.content_attention(query, self._keys(), self.sharpness, openness)  # [3, B, R, P]
+        content = pm.content_attention(query, keys, self.sharpness, openness)  # [3, B, R, P]
         if not self.gated:
             return content
         gate = parts[..., n_key].flatten(2, 3)
@@ -251,7 +259,7 @@ class NeurocoderLinear(Head):
 
     def _openness(self) -> Tensor | None:
         """Return the factors [P] on the slots' attention; None where all are 1."""
-        openness = None if self.openness is None else pm.open_slots(self._rows(self.openness))
+        openness = None if self.openness is None else pm.open_slots(self.learned_rows(self.openness))
         if self.shown is None:
             return openness
         shown = self.memory_s.new_zeros(self.slots)
@@ -277,15 +285,19 @@ class NeurocoderLinear(Head):
         self.slot_keys[slots.start : slots.stop] = keys.transpose(0, 1)
         self.openness[slots.start : slots.stop] = 1
 
-    def compose(self, x_BI: Tensor) -> ProgramTrace:
-        """Everything that x decides: attention, singular values and the residual's gate (sigmoid taken)."""
-        attention_u, attention_v, attention_s = self.attend(x_BI)
-        sigma = pm.singular_values(pm.read(attention_s, self._rows(self.memory_s)).squeeze(-1))
+    def compose(self, x_BI: Tensor, keys: Tensor | None = None) -> ProgramTrace:
+        """Everything that x decides: attention (by `keys`), singular values and the residual's gate (sigmoid taken)."""
+        attention_u, attention_v, attention_s = self.attend(x_BI, keys)
+        sigma = pm.singular_values(pm.read(attention_s, self.learned_rows(self.memory_s)).squeeze(-1))
         if self.residual_gate is None:
             gate = x_BI.new_zeros(x_BI.shape[0])
         else:
             gate = torch.sigmoid(self.residual_gate(x_BI)).squeeze(-1)
         return ProgramTrace(attention_u, attention_v, attention_s, sigma, gate)
+
+    def smallest_sigma(self, trace: ProgramTrace) -> Tensor:
+        """σ_R of eq. 15."""
+        return trace.sigma[..., -1]
 
     def forward_with_trace(self, x: Tensor) -> tuple[Tensor, ProgramTrace]:
         """Return y [..., out] and the trace of the same pass."""
@@ -296,11 +308,12 @@ class NeurocoderLinear(Head):
             trace.attention_u,
             trace.attention_v,
             trace.sigma,
-            self._rows(self.memory_u),
-            self._rows(self.memory_v),
+            self.learned_rows(self.memory_u),
+            self.learned_rows(self.memory_v),
         )
         if self.residual is not None:
-            y = y + (trace.residual_gate * trace.sigma[:, -1]).unsqueeze(-1) * (x_BI @ self.residual)
+            scale = trace.residual_gate * self.smallest_sigma(trace)
+            y = y + scale.unsqueeze(-1) * (x_BI @ self.residual)
         shape = x.shape[:-1]
         return y.view((*shape, self.out_features)), ProgramTrace(
             *(t.view((*shape, *t.shape[1:])) for t in trace)
@@ -348,7 +361,7 @@ class NeurocoderLinear(Head):
         slots_PB, smallest_sigma_B = fused_reads(
             self.memory_u @ x_BI.t(),
             output.view(shape).transpose(2, 3).flatten(2, 3),
-            self._keys(),
+            self.keys(),
             self.memory_s.squeeze(-1),
             heads=self.attention_heads,
             least_used=self.least_used,
@@ -397,17 +410,17 @@ class NeurocoderLinear(Head):
         x_BI = self.flatten(x)
         trace = self.compose(x_BI)
         program = pm.working_program(
-            pm.read(trace.attention_u, self._rows(self.memory_u)),
+            pm.read(trace.attention_u, self.learned_rows(self.memory_u)),
             trace.sigma,
-            pm.read(trace.attention_v, self._rows(self.memory_v)),
+            pm.read(trace.attention_v, self.learned_rows(self.memory_v)),
         )
         if self.residual is not None:
-            program = pm.integrate(program, trace.residual_gate, trace.sigma[:, -1], self.residual)
+            program = pm.integrate(program, trace.residual_gate, self.smallest_sigma(trace), self.residual)
         return program.view((*x.shape[:-1], self.in_features, self.out_features))
 
     def orthogonal_loss(self) -> Tensor:
         """Eq. 5. L_o of this layer, without its coefficient."""
-        memories = (self._rows(self.memory_u), self._rows(self.memory_v))
+        memories = (self.learned_rows(self.memory_u), self.learned_rows(self.memory_v))
         return pm.orthogonal_loss(memories[0]) + pm.orthogonal_loss(memories[1])
 
     def aux_loss(self) -> Tensor:

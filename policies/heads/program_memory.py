@@ -166,6 +166,17 @@ def integrate(
     return program_BIO + (gate_B * smallest_sigma_B)[:, None, None] * residual_IO
 
 
+def slots_put_out(
+    score_BP: Float[Tensor, "B P"],
+    weights_u_BRP: Float[Tensor, "B R P"],
+    weights_v_BRP: Float[Tensor, "B R P"],
+    sigma_BR: Float[Tensor, "B R"],
+) -> Float[Tensor, "B P"]:
+    """Return how much of each row of M_V is put out, (σ ⊙ w_u s) w_v, for ``score`` s = M_U x."""
+    projection_BR = (weights_u_BRP @ score_BP.unsqueeze(-1)).squeeze(-1)
+    return ((sigma_BR * projection_BR).unsqueeze(-2) @ weights_v_BRP).squeeze(-2)
+
+
 def apply_program(
     x_BI: Float[Tensor, "B I"],
     weights_u_BRP: Float[Tensor, "B R P"],
@@ -178,7 +189,4 @@ def apply_program(
 
     Costs B·P·(I + O + 2R) multiplications where the materialised program costs B·R·(P·(I + O) + I·O).
     """
-    scores_BP = x_BI @ memory_u_PI.T
-    projection_BR = (weights_u_BRP @ scores_BP.unsqueeze(-1)).squeeze(-1)
-    slots_BP = ((sigma_BR * projection_BR).unsqueeze(-2) @ weights_v_BRP).squeeze(-2)
-    return slots_BP @ memory_v_PO
+    return slots_put_out(x_BI @ memory_u_PI.T, weights_u_BRP, weights_v_BRP, sigma_BR) @ memory_v_PO

@@ -258,24 +258,28 @@ class ReleasedNeurocoderLinear(Head):
             return torch.stack((self.key_u, self.key_v, self.key_s))
         return torch.stack((self.key_net_u(self.memory_u), self.key_net_v(self.memory_v), self.key_s))
 
-    def attend(self, x_BI: Tensor) -> tuple[Tensor, Tensor]:
-        """Return attention [3, B, R, P] over the slots of U, V, S, and the residual gate's logit [B]."""
-        return self.attend_once(x_BI) if self.attention_steps == 0 else self.attend_in_steps(x_BI)
+    def attend(self, x_BI: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return attention [3, B, R, P] over the slots of U, V, S, and the residual gate's logit [B].
 
-    def attend_once(self, x_BI: Tensor) -> tuple[Tensor, Tensor]:
+        `keys` are :meth:`keys`, unless given.
+        """
+        keys = self.keys() if keys is None else keys
+        return self.attend_once(x_BI, keys) if self.attention_steps == 0 else self.attend_in_steps(x_BI, keys)
+
+    def attend_once(self, x_BI: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Departure 3. Attention by content alone, with queries linear in x."""
         assert self.queries is not None and self.residual_gate is not None
         shape = (self.attention_heads, self.key_size)
         query = torch.stack([query(x_BI).unflatten(-1, shape) for query in self.queries])
-        attention = torch.softmax(scaled_cosine(query, self.keys()), dim=-1)
+        attention = torch.softmax(scaled_cosine(query, keys), dim=-1)
         return attention, self.residual_gate(x_BI).squeeze(-1)
 
-    def attend_in_steps(self, x_BI: Tensor) -> tuple[Tensor, Tensor]:
+    def attend_in_steps(self, x_BI: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Departures 2, 4-6, 14, 15, 17. The recurrent read, components ordered step-major."""
         assert self.controller is not None and self.initial_state is not None
-        hidden, cell = self.initial_state.unsqueeze(1).expand(-1, x_BI.shape[0], -1)
+        # as many as there are rows, also where a transform hides rows: LSTMCell needs all of one shape
+        hidden, cell = self.initial_state.unsqueeze(1) + torch.zeros_like(x_BI[:, :1])
         shape = (3, self.attention_heads, self.key_size)
-        key = self.keys()
         gate = None
         if self.slot_gate is not None:
             gate = self.slot_gate(x_BI).unflatten(-1, (3, self.slots)).transpose(0, 1)  # [3, B, P]
@@ -286,7 +290,7 @@ class ReleasedNeurocoderLinear(Head):
         for _ in range(self.attention_steps):
             hidden, cell = self.controller(x_BI, (hidden, cell))
             query = hidden[:, :-1].unflatten(-1, shape).transpose(0, 1)  # [3, B, H, K]
-            weights = torch.softmax(RECURRENT_SHARPNESS * scaled_cosine(query, key), dim=-1)
+            weights = torch.softmax(RECURRENT_SHARPNESS * scaled_cosine(query, keys), dim=-1)
             if gate is not None:
                 weights = slot_gated_attention(gate, peak_normalised(weights), least_used)
                 usage = torch.maximum(usage, weights.amax(dim=-2))
@@ -294,9 +298,9 @@ class ReleasedNeurocoderLinear(Head):
             steps.append(weights)
         return torch.cat(steps, dim=-2), hidden[:, -1]
 
-    def compose(self, x_BI: Tensor) -> ProgramTrace:
-        """Everything that x decides. Singular values rise with 0 steps and fall otherwise (departure 7)."""
-        (attention_u, attention_v, attention_s), gate_logit = self.attend(x_BI)
+    def compose(self, x_BI: Tensor, keys: Tensor | None = None) -> ProgramTrace:
+        """Everything that x decides, attention by `keys`. Singular values rise with 0 steps and fall otherwise (departure 7)."""
+        (attention_u, attention_v, attention_s), gate_logit = self.attend(x_BI, keys)
         sigma = rising_values(pm.read(attention_s, self.memory_s).squeeze(-1))
         if self.attention_steps:
             sigma = sigma.flip(-1)

@@ -1,5 +1,8 @@
 """Heads side by side: each has its share of the outputs, and nothing in common with the others but the input."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -36,9 +39,20 @@ class HeadsSideBySide(Head):
             make_head(name, in_features, out_features // heads, **options) for _ in range(heads)
         )
         self.conditional = self._all()[0].conditional
+        self._asked = [True] * heads
 
     def _all(self) -> list[Head]:
         return [head for head in self.heads if isinstance(head, Head)]
+
+    @contextmanager
+    def only(self, outputs_O: Tensor) -> Iterator[None]:
+        """Within this, run no more heads than give the `outputs_O` [out], truth values; what others would give is 0."""
+        before = self._asked
+        self._asked = outputs_O.view(len(self.heads), -1).any(1).tolist()
+        try:
+            yield
+        finally:
+            self._asked = before
 
     def reset_parameters(self) -> None:
         for head in self._all():
@@ -46,10 +60,20 @@ class HeadsSideBySide(Head):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to y [..., out]."""
-        return torch.cat([head(x) for head in self._all()], dim=-1)
+        nothing = self._nothing(x)
+        each = zip(self._all(), self._asked, strict=True)
+        return torch.cat([head(x) if asked else nothing for head, asked in each], dim=-1)
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        return x.new_zeros((*x.shape[:-1], self.out_features // len(self.heads)))
 
     def forward_with_aux(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, losses = zip(*(head.forward_with_aux(x) for head in self._all()), strict=True)
+        nothing = self._nothing(x)
+        each = [
+            head.forward_with_aux(x) if asked else (nothing, head.aux_loss())
+            for head, asked in zip(self._all(), self._asked, strict=True)
+        ]
+        outputs, losses = zip(*each, strict=True)
         return torch.cat(outputs, dim=-1), torch.stack(losses).sum()
 
     def program(self, x: Tensor) -> Tensor:

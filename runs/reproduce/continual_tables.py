@@ -317,7 +317,12 @@ def verdict(scenario: str, rows: Sequence[Row], folder: Path) -> str:
             printed = published(scenario, method, model)
             cells.append(f"{text} ({printed})" if text and printed else text)
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    lines += ["", "In brackets: as printed. Deviations here are over n, as the protocol has them.", "", *gate(scenario, rows)]
+    lines += [
+        "",
+        "In brackets: as printed. Deviations here are over n, as the protocol has them.",
+        "",
+        *gate(scenario, rows),
+    ]
     if (folder / NEAREST).exists():
         each = json.loads((folder / NEAREST).read_text("utf-8"))
         lines.append(f"- Nearest mean of a class's pixels, nothing else learned: {np.mean(each):.2f}.")

@@ -5,8 +5,8 @@ layer's inputs (3,529), 16 with a Neurocoder of one step (P = 10, H = 15), 8 wit
 say how large the controller is; here it is what makes the Neurocoders as large as printed, or a little smaller: 3,486 (3.6K)
 and 2,049 (2.1K). A program of one output has rank 1 whatever is composed, so the control of low rank is a static layer on the
 smallest GRU. What else the paper does not say is set here: 100 points, 5 chunks, every chunk scaled to |y| <= 1, Adam at
-1e-3, gradients of at most norm 1. Updates are half of the paper's 10,000, a quarter in the variants: it says that both
-Neurocoders converge within 2,000, and the curves show whether they did.
+1e-3, gradients of at most norm 1. Updates are half of the paper's 10,000, a quarter in variants and controls (which are
+compared at as many updates): it says that both Neurocoders converge within 2,000, and the curves show whether they did.
 """
 
 import csv
@@ -62,7 +62,7 @@ TOLERANCE = 2
 
 def _setting(model: str, variant: str) -> Setting:
     units, head, options = (MODELS | CONTROLS)[model]
-    updates = UPDATES // 2 if variant else UPDATES
+    updates = UPDATES // 2 if variant or model in CONTROLS else UPDATES
     overrides: dict[str, Any] = {
         "steps": updates * PER_UPDATE,
         "checkpoint_every": updates // 20 * PER_UPDATE,
@@ -223,7 +223,10 @@ def verdict(rows: Sequence[Row], folder: Path) -> str:
         for better, worse in itertools.pairwise(order):
             parts.append(against(rows, better + variant, worse + variant, LOSS))
         parts.append(against(rows, "neurocoder multi-step" + variant, "linear, GRU of 8" + variant, LOSS))
-    parts += [against(rows, "neurocoder multi-step", control, LOSS) for control in CONTROLS]
+    until = UPDATES // 2 * PER_UPDATE
+    for control in CONTROLS:
+        if found := against(rows, "neurocoder multi-step", control, LOSS, until):
+            parts.append(f"After {UPDATES // 2:,} updates: {found}")
     return "\n".join(f"- {part}" for part in parts if part)
 
 

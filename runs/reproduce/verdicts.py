@@ -1,22 +1,30 @@
 """What rows say, in sentences: which of two settings is better, by how much, and with how many seeds."""
 
+import math
 import statistics
 from collections.abc import Sequence
 
 from neurocoder.runs.reproduce.experiment import Metric, Row
 
 
-def ends(rows: Sequence[Row], label: str, metric: Metric) -> dict[int, float]:
-    """Return what the runs of setting `label` came to with their last checkpoint, by seed."""
-    return {row["seed"]: metric.of(row)[-1] for row in rows if row["label"] == label}
+def ends(rows: Sequence[Row], label: str, metric: Metric, until: float = math.inf) -> dict[int, float]:
+    """Return what the runs of setting `label` came to with their last checkpoint (`until` that agent step), by seed."""
+    return {
+        row["seed"]: [
+            value for step, value in zip(row["steps"], metric.of(row), strict=True) if step <= until
+        ][-1]
+        for row in rows
+        if row["label"] == label
+    }
 
 
-def against(rows: Sequence[Row], ours: str, other: str, metric: Metric) -> str:
+def against(rows: Sequence[Row], ours: str, other: str, metric: Metric, until: float = math.inf) -> str:
     """Return a sentence that compares setting `ours` with `other` seed by seed; nothing where one has no rows.
 
-    It is called better, or worse, only if that is so with every one of at least three seeds.
+    It is called better, or worse, only if that is so with every one of at least three seeds. Later checkpoints than
+    `until` do not count.
     """
-    first, second = ends(rows, ours, metric), ends(rows, other, metric)
+    first, second = ends(rows, ours, metric, until), ends(rows, other, metric, until)
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return ""

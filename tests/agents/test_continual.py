@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from contextlib import nullcontext
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +15,7 @@ from neurocoder.agents import importance as ip
 from neurocoder.agents.continual import ContinualLearner
 from neurocoder.agents.continual_methods import METHOD_CLASSES, METHODS, PRESETS, ContinualConfig, preset
 from neurocoder.agents.importance import Samples
+from neurocoder.agents.probes import OfComposed
 from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.envs import make_tasks
 from neurocoder.errors import ConfigError, NeurocoderError
@@ -97,7 +99,10 @@ def test_fisher_of_a_linear_model(task):
         ("linear", "mlp", {}),
         ("neurocoder", "mlp", {"slots": 6, "least_used": 2, "attention_heads": 2}),
         ("neurocoder", "mlp", {"slots": 6, "least_used": 2, "attention_heads": 2, "attention_steps": 3}),
+        ("neurocoder", "mlp", {"slots": 6, "least_used": 2, "attention_heads": 2, "residual": False}),
+        ("neurocoder", "mlp", {"slots": 6, "least_used": 2, "convex": True, "fixed_routing": True}),
         ("neurocoder-released", "mlp", {}),
+        ("neurocoder-released", "mlp", {"attention_steps": 2, "residual": True, "content_keys": False}),
         ("lowrank", "mlp", {}),
         ("nsm", "mlp", {}),
         ("moe", "mlp", {}),
@@ -109,6 +114,10 @@ def test_fisher_of_a_linear_model(task):
 def test_fisher_equals_a_loop_over_images(head, encoder, options):
     shape = (3, 32, 32) if encoder == "lenet" else (N_IN,)
     net, samples = network(head, (5, 6), shape, encoder=encoder, **options), drawn(7, shape=shape)
+    assert_equals_a_loop(net, samples)
+
+
+def assert_equals_a_loop(net, samples):
     found = ip.fisher_diagonal(net, [samples], MASKS, chunk=3)
     learned = net.learned()
     net.eval()
@@ -124,24 +133,70 @@ def test_fisher_equals_a_loop_over_images(head, encoder, options):
     assert any(value.any() for value in total.values())
 
 
-def test_which_layers_have_outer_products():
-    """Plain linear layers; not those that a head runs over its memory, or uses by their weights."""
+def test_fisher_of_frozen_slots_is_zero():
+    """Their keys are frozen, too, but not the net that makes them."""
+    net, samples = network("neurocoder", (5, 6), slots=6, least_used=2), drawn(7)
+    head = net.policy.actor
+    head.grow(3, freeze_old=True)
+    with torch.no_grad():
+        head.openness[6:] = 0.7
+    assert "policy.actor" in ip.usable_probes(net, samples.observation, MASKS[samples.task])
+    assert_equals_a_loop(net, samples)
+    found = ip.fisher_diagonal(net, [samples], MASKS)
+    for memory in ("memory_u", "memory_v"):
+        frozen, learned = found[f"policy.actor.{memory}"].split((6, 3))
+        assert not frozen.any() and (learned > 0).all()
+
+
+def test_which_layers_have_probes():
+    """Linear layers, mixtures and composed layers; not those that are run over a memory, or used by their weights."""
     samples = drawn(4)
-    found = ip.outer_product_layers(network("neurocoder", (5, 6)), samples.observation, MASKS[samples.task])
     encoder = {"policy.encoder.layers.0", "policy.encoder.layers.2"}
-    assert encoder <= found.keys()
-    assert not any("key_" in name for name in found)
-    found = ip.outer_product_layers(network("nsm", (5, 6)), samples.observation, MASKS[samples.task])
-    assert {*encoder, "policy.actor"} <= found.keys()
+    for head in ("nsm", "moe", "neurocoder", "neurocoder-released"):
+        net = network(head, (5, 6)).eval()
+        found = ip.usable_probes(net, samples.observation, MASKS[samples.task])
+        assert {*encoder, "policy.actor"} <= found.keys(), head
+        assert not any("key_" in name for name in found)
     plain = network("linear", (5, 6), bias=False)
-    assert encoder <= ip.outer_product_layers(plain, samples.observation, MASKS[samples.task]).keys()
+    assert encoder <= ip.usable_probes(plain, samples.observation, MASKS[samples.task]).keys()
     net = network("linear", (5, 6))
     names = {*encoder, "policy.actor.layer"}
-    assert ip.outer_product_layers(net, samples.observation, MASKS[samples.task]).keys() == names
+    assert ip.usable_probes(net, samples.observation, MASKS[samples.task]).keys() == names
     actor, first = net.policy.actor.layer, net.policy.encoder.layers[0]
-    net.policy.actor.forward = lambda x: actor(x) * (1 + first.weight[0, 0])  # a use that is no call
+    used = net.policy.actor.forward = lambda x: actor(x) * (1 + first.weight[0, 0])  # a use that is no call
     names -= {"policy.encoder.layers.0"}
-    assert ip.outer_product_layers(net, samples.observation, MASKS[samples.task]).keys() == names
+    assert ip.usable_probes(net, samples.observation, MASKS[samples.task]).keys() == names
+    assert net.policy.actor.forward is used and "forward" not in actor.__dict__  # as they were
+
+
+@pytest.mark.parametrize("part", ["left", "key"])
+def test_a_probe_that_says_something_else_is_not_used(monkeypatch, part):
+    net, samples = network("neurocoder", (5, 6)), drawn(4)
+    squares = OfComposed.squares
+
+    def wrong(self, gradients, seen):
+        name = "memory_v" if part == "left" else "key_u.weight"
+        return squares(self, gradients, seen) | {name: 1.01 * squares(self, gradients, seen)[name]}
+
+    monkeypatch.setattr(OfComposed, "squares", wrong)
+    assert "policy.actor" not in ip.usable_probes(net, samples.observation, MASKS[samples.task])
+    assert_equals_a_loop(net, samples)
+
+
+def test_fewer_images_at_once_where_gradients_are_large(monkeypatch):
+    net, samples = network("hypernet"), drawn(9)
+    sizes = []
+    plain = ip.image_gradients
+
+    def counted(network, probes, others, observation, masks):
+        sizes.append(len(observation))
+        return plain(network, probes, others, observation, masks)
+
+    monkeypatch.setattr(ip, "image_gradients", counted)
+    monkeypatch.setattr(ip, "usable_probes", lambda *arguments: {})
+    monkeypatch.setattr(ip, "COPIED", 4 * sum(p.numel() for p in net.parameters()) + 1)
+    ip.fisher_diagonal(net, [samples], MASKS)
+    assert sizes == [4, 4, 1]
 
 
 def test_fisher_takes_no_more_images_than_asked_for():
@@ -447,6 +502,21 @@ def test_a_tasks_head_begins_with_its_task():
     with_penalty.update()
     last = with_penalty.policy.actor.heads[4].layer.weight
     assert int(with_penalty.optimizer.state[last]["step"]) == 1  # the penalty asks for it, in vain
+
+
+@pytest.mark.parametrize(
+    ("method", "head", "optimizer"),
+    [("none", "neurocoder", "adam"), ("si", "linear", "adam"), ("replay", "linear", "adagrad")],
+)
+def test_heads_that_are_not_asked_change_nothing(monkeypatch, method, head, optimizer):
+    """Neither what is learned, nor momentum of heads whose task is over, nor scores."""
+    options = {"task_heads": 5, "head": head, "optimizer": optimizer, "passes": 1}
+    one = until_task(learner(method, "task", **options), 3)
+    monkeypatch.setattr(cl, "asking", lambda policy, outputs: nullcontext())
+    whole = until_task(learner(method, "task", **options), 3)
+    np.testing.assert_allclose(one.matrix, whole.matrix, atol=2.0)  # an image or two
+    for (name, p), other in zip(one.network.learned().items(), whole.network.learned().values(), strict=True):
+        torch.testing.assert_close(p, other, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_the_matrix_and_the_steps():

@@ -111,6 +111,15 @@ def test_with_fixed_routing_the_memories_alone_are_learned():
         assert (parameter.grad is not None and parameter.grad.abs().max() > 0) == (name in learned), name
 
 
+def test_with_fixed_routing_x_meets_a_given_program():
+    """No gradient reaches x through what it reads: it is that of y = x W for the W that was composed."""
+    made = layer(heads=3, fixed_routing=True, residual=False, sharpness=20.0)
+    x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    dy = torch.randn(6, 4, dtype=torch.float64)
+    (dx,) = torch.autograd.grad(made(x), x, dy)
+    torch.testing.assert_close(dx, torch.einsum("bio,bo->bi", made.program(x), dy))
+
+
 def test_keys_are_the_mean_directions_of_what_each_class_asks_for():
     query = torch.randn(3, 11, 2, 4, dtype=torch.float64)
     classes = torch.tensor([5, 1, 5, 7, 1, 7, 7, 5, 1, 1, 5])

@@ -33,6 +33,24 @@ def test_every_head_is_its_own(name):
     assert any((a != b).any() for a, b in zip(first, both.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["linear", "neurocoder"])
+def test_only_those_heads_run_whose_outputs_are_asked_for(name):
+    both = HeadsSideBySide(name, 5, 6, 3, **OPTIONS.get(name, {})).double()
+    x = torch.randn(4, 5, dtype=torch.float64)
+    whole, loss = both.forward_with_aux(x)
+    called = []
+    for number, head in enumerate(both.heads):
+        head.register_forward_hook(lambda *_, number=number: called.append(number))
+    with both.only(torch.tensor([False, True, False, False, True, True])):
+        parts, same = both.forward_with_aux(x)
+        torch.testing.assert_close(parts, both(x))
+    assert called == [0, 2, 0, 2]
+    torch.testing.assert_close(same, loss)
+    torch.testing.assert_close(parts[:, [0, 1, 4, 5]], whole[:, [0, 1, 4, 5]])
+    assert not parts[:, 2:4].any()
+    torch.testing.assert_close(both(x), whole)  # all of them again
+
+
 def test_outputs_are_shared_out_evenly():
     with pytest.raises(HeadError, match="heads=4 must divide the 6 outputs"):
         HeadsSideBySide("linear", 5, 6, 4)

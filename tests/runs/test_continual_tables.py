@@ -14,7 +14,10 @@ from neurocoder.runs.reproduce.report import report
 
 
 def rows(label: str, values) -> list[dict]:
-    return [{"label": label, "seed": seed, "scores": [0.0, v], "losses": []} for seed, v in enumerate(values)]
+    return [
+        {"label": label, "seed": seed, "steps": [10, 20], "scores": [0.0, v], "losses": []}
+        for seed, v in enumerate(values)
+    ]
 
 
 SIZES = {
@@ -123,6 +126,7 @@ def test_figure_8_says_who_forgets(tmp_path):
             scores = [95.0, 90.0, 85.0, 82.0, start + seed]
             measures = {"bwt": -10.0 - seed, "forgetting_max": 12.0}
             row = {"label": label, "seed": seed, "scores": scores, "losses": [], "data": "CIFAR-10"}
+            row["steps"] = list(range(1, len(scores) + 1))
             found.append({**row, "measures": measures})
     text = continual_cifar.verdict(found, tmp_path)
     assert "- SI: neurocoder against MLP: +10.00 ± 0.00 points over 3 seeds" in text and "better." in text

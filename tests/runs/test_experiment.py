@@ -273,7 +273,7 @@ def test_values_on_the_command_line_are_one_argument():
 
 def rows_of(label, values):
     return [
-        {"label": label, "seed": seed, "scores": [0.0, v], "losses": [9.0, v]}
+        {"label": label, "seed": seed, "steps": [10, 20], "scores": [0.0, v], "losses": [9.0, v]}
         for seed, v in enumerate(values)
     ]
 
@@ -295,6 +295,17 @@ def test_verdicts(ours, other, word):
     assert against(rows, "ours", "nobody", ex.ACCURACY) == ""
     opposite = {"better": "worse", "worse": "better"}.get(word, word)
     assert against(rows, "ours", "other", ex.LOSS).endswith(f": {opposite}.")
+
+
+def test_a_verdict_can_stop_at_a_step():
+    """Controls learn for less long than what they are compared with."""
+    rows = [*rows_of("ours", [3, 4, 5]), *rows_of("other", [2, 3, 4])]
+    for row in rows:
+        if row["label"] == "other":
+            row.update(steps=[5, 10], scores=[9.0, 1.0])
+    said = against(rows, "ours", "other", ex.ACCURACY, until=10)
+    assert "0 against 1, better with 0 of 3 seeds: worse." in said
+    assert against(rows, "ours", "other", ex.ACCURACY, until=20).endswith(": better.")
 
 
 def test_boundaries_are_found_where_attention_changes():
