@@ -91,7 +91,7 @@ def logits_of(policy: Policy, samples: Samples, precision: str = "fp32") -> tupl
 
 
 def asking(policy: Policy, outputs_O: Tensor) -> AbstractContextManager[None]:
-    """Where every task has a head of its own, run within this no more of them than give the `outputs_O` [O], truth values."""
+    """Within this, run of heads side by side only those that have an output in `outputs_O` [O], a mask."""
     return policy.actor.only(outputs_O) if isinstance(policy.actor, HeadsSideBySide) else nullcontext()
 
 
@@ -329,7 +329,8 @@ class ContinualLearner:
         if self.task + 1 < self.envs.task.n_tasks:  # after the last comes nothing that could overwrite it
             left = islice(self._batches, _passes(self.envs))
             data = (samples_of(batch, self.task, self.device) for batch in left)
-            self.method.after_task(data, self._masks_NO)
+            with asking(self.policy, self._masks_NO[self.task]):
+                self.method.after_task(data, self._masks_NO)
         if self.config.prune:
             self._prune()
         self.task, self.draw = self.task + 1, 0

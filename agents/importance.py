@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from neurocoder.agents.probes import Parts, Probe, probes
+from neurocoder.agents.probes import Parts, Probe, probes_of
 from neurocoder.policies import Policy
 
 Parameters = dict[str, Tensor]
@@ -22,7 +22,7 @@ Parameters = dict[str, Tensor]
 CHUNK = 128
 """Images whose gradients are there at once, at most."""
 COPIED = 1 << 26
-"""Numbers of these gradients that are there at once, at most: of every image, all of the parameters that no probe is about."""
+"""Numbers in the gradients that are there at once, at most: every image has all of the parameters without a probe."""
 
 
 class Samples(NamedTuple):
@@ -90,6 +90,10 @@ def surprise(logits: Tensor, mask: Tensor) -> Tensor:
     return -competing(logits, mask).log_softmax(-1).max(-1).values
 
 
+class NotOnceError(ValueError):
+    """A layer was called twice for an image, or with something else than one row."""
+
+
 @contextmanager
 def probing(
     probes: Mapping[str, Probe], shifts: Mapping[str, Parts], seen: dict[str, Parts]
@@ -98,16 +102,16 @@ def probing(
 
     Raises
     ------
-    ValueError
-        A layer was called twice, or not with one row.
+    NotOnceError
+        A layer was called in a way that its probe does not know.
     """
 
-    def replaced(name: str, probe: Probe) -> Callable[[Tensor], Tensor]:
-        def forward(x: Tensor) -> Tensor:
-            if name in seen or x.numel() != x.shape[-1]:
-                raise ValueError(name)
-            y, seen[name] = probe.forward(x.view(1, -1), shifts[name])
-            return y.view((*x.shape[:-1], y.shape[-1]))
+    def replaced(name: str, probe: Probe) -> Callable[..., Tensor]:
+        def forward(*args: Tensor, **kwargs: Tensor) -> Tensor:
+            if name in seen or kwargs or len(args) != 1 or args[0].numel() != args[0].shape[-1]:
+                raise NotOnceError(name)
+            y, seen[name] = probe.forward(args[0].reshape(1, -1), shifts[name])
+            return y.view((*args[0].shape[:-1], y.shape[-1]))
 
         return forward
 
@@ -125,9 +129,14 @@ def probing(
 
 
 def image_gradients(
-    network: Network, probes: Mapping[str, Probe], others: Iterable[str], observation: Tensor, masks: Tensor
+    network: Network,
+    probes: Mapping[str, Probe],
+    others: Iterable[str],
+    observation: Tensor,
+    masks: Tensor,
+    loss_of: Callable[[Tensor, Tensor], Tensor] = surprise,
 ) -> tuple[Parameters, dict[str, Parts], dict[str, Parts]]:
-    """Return the gradients of each image's :func:`surprise`, for images [B, ...] and their masks [B, O].
+    """Return the gradients of each image's loss, for images [B, ...] and their masks [B, O].
 
     Of the parameters named in `others`, [B, ...] each; and for each of the `probes` (by the layer's name) of its shifts,
     and what it has seen: that is what gradients of the layer's own parameters are made of, and not to build these saves
@@ -141,7 +150,7 @@ def image_gradients(
         seen: dict[str, Parts] = {}
         with probing(probes, shifts, seen):
             logits = functional_call(network, {**learned, **parameters}, (observation[None],))[0]
-        return surprise(logits, mask), seen
+        return loss_of(logits, mask), seen
 
     parameters = {name: learned[name] for name in others}
     shifts = {name: probe.shifts() for name, probe in probes.items()}
@@ -153,32 +162,58 @@ def image_gradients(
     return of_parameters, of_shifts, seen
 
 
-def usable_probes(network: Network, observation: Tensor, masks: Tensor) -> dict[str, Probe]:
-    """Return those probes of the layers of `network` that say the same as their parameters' gradients, tried on images.
+def weighted_sum(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return a sum of all outputs [O], in place of a loss: its gradient is no smaller where a network is sure."""
+    return logits @ torch.linspace(1, 2, len(logits), dtype=logits.dtype, device=logits.device)
 
-    Not those of a layer that is called twice, or whose parameters are used without a call of it.
+
+class Reached(NamedTuple):
+    """What a loss depends on."""
+
+    probes: dict[str, Probe]
+    """Of the layers whose gradients they give, by name."""
+    others: list[str]
+    """The parameters that are left, without those that nothing depends on."""
+
+
+def reached(network: Network, observation: Tensor) -> Reached:
+    """Return what the outputs for images [B, ...] depend on; each probe is tried on them.
+
+    Left out are probes of layers that are called twice or not at all, or whose parameters are frozen or used without a call;
+    and any whose sums of squares are not those of the gradients that the network has without probes.
     """
-    learned = network.learned()
+    learned, masks = network.learned(), torch.ones(len(observation), dtype=torch.bool)
+    plain = torch.autograd.grad(network(observation).sum(), list(learned.values()), allow_unused=True)
+    names = [name for name, gradient in zip(learned, plain, strict=True) if gradient is not None]
+    gradients, _, _ = image_gradients(network, {}, names, observation, masks, weighted_sum)
+    expected = {name: gradient.square().sum(0) for name, gradient in gradients.items()}
+
+    def agrees(candidates: Mapping[str, Probe]) -> bool:
+        try:
+            _, of_shifts, seen = image_gradients(network, candidates, (), observation, masks, weighted_sum)
+        except NotOnceError:
+            return False
+        if seen.keys() != candidates.keys():
+            return False
+        pairs = [
+            (expected[f"{name}.{part}"], value)
+            for name, probe in candidates.items()
+            for part, value in probe.squares(of_shifts[name], seen[name]).items()
+        ]
+        return all(
+            torch.allclose(value, right, rtol=1e-3, atol=1e-4 * float(right.max())) for right, value in pairs
+        )
+
     found: dict[str, Probe] = {}
     taken: set[str] = set()
-    for name, probe in probes(network):
-        own = {part: f"{name}.{part}" for part in probe.parameters}
-        if not set(own.values()) <= learned.keys() or taken & set(own.values()):
-            continue
-        try:
-            plain, of_shifts, seen = image_gradients(network, {name: probe}, own.values(), observation, masks)
-        except (ValueError, RuntimeError):  # called twice, or not with one row per image
-            continue
-        if name not in seen:  # its weights are used without a call of it
-            continue
-        sums = probe.squares(of_shifts[name], seen[name])
-        if all(
-            torch.allclose(plain[whole].square().sum(0), sums[part], rtol=1e-3, atol=1e-10)
-            for part, whole in own.items()
-        ):
+    for name, probe in probes_of(network):
+        own = {f"{name}.{part}" for part in probe.parameters}
+        if own <= expected.keys() and not taken & own and agrees({name: probe}):
             found[name] = probe
-            taken |= set(own.values())
-    return found
+            taken |= own
+    if not agrees(found):  # one inside another
+        found, taken = {}, set()
+    return Reached(found, [name for name in names if name not in taken])
 
 
 def fisher_diagonal(
@@ -187,29 +222,30 @@ def fisher_diagonal(
     """Kirkpatrick et al. 2017, eq. 3. Return F_i = mean over images of (∂ log p(ŷ|x) / ∂θ_i)².
 
     ŷ is the network's own answer, the most probable one, as in Hsu et al.'s code. Of `data`, the first `limit` images
-    (0: all), `chunk` at a time (None: as many as memory is set aside for); how the sums come about is said in
+    (0: all), `chunk` at a time (None: as many as ``CHUNK`` and ``COPIED`` allow); how the sums come about is said in
     ``agents.probes``.
     """
     network.eval()
     total = {name: torch.zeros_like(p) for name, p in network.learned().items()}
-    usable: dict[str, Probe] | None = None
+    parts: Reached | None = None
     n = 0
     for samples in data:
         left = limit - n if limit else len(samples.target)
         if left <= 0:
             break
-        if usable is None:
-            usable = usable_probes(network, samples.observation[:4], masks_NO[samples.task[:4]])
-            own = {f"{name}.{part}" for name, probe in usable.items() for part in probe.parameters}
-            others = sorted(total.keys() - own)
-            copied = sum(total[name].numel() for name in others)
-            size = chunk or max(1, min(CHUNK, COPIED // max(1, copied)))
+        if parts is None:
+            parts = reached(network, samples.observation[:4])
+            if chunk is None:
+                copied = sum(total[name].numel() for name in parts.others)
+                chunk = max(1, min(CHUNK, COPIED // max(1, copied)))
         observations, tasks = samples.observation[:left], samples.task[:left]
-        for observation, task in zip(observations.split(size), tasks.split(size), strict=True):
-            gradients, of_shifts, seen = image_gradients(network, usable, others, observation, masks_NO[task])
+        for observation, task in zip(observations.split(chunk), tasks.split(chunk), strict=True):
+            gradients, of_shifts, seen = image_gradients(
+                network, parts.probes, parts.others, observation, masks_NO[task]
+            )
             for name, gradient in gradients.items():
                 total[name] += gradient.square().sum(0)
-            for name, probe in usable.items():
+            for name, probe in parts.probes.items():
                 for part, value in probe.squares(of_shifts[name], seen[name]).items():
                     total[f"{name}.{part}"] += value
             n += len(observation)

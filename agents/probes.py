@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neurocoder.policies.heads import MoEHead, NeurocoderLinear, NSMHead, ReleasedNeurocoderLinear
-from neurocoder.policies.heads import program_memory as pm
+from neurocoder.policies.heads import ComposedHead, MoEHead, NSMHead
 
 Parts = dict[str, Tensor]
 """Tensors by what they are of: a shift, something seen, a parameter."""
@@ -96,27 +95,16 @@ class OfMixture(Probe):
 class OfComposed(Probe):
     """A program memory's U and V, with the nets that make keys of them, and the residual program."""
 
-    layer: NeurocoderLinear | ReleasedNeurocoderLinear
+    layer: ComposedHead
 
-    def __init__(self, layer: NeurocoderLinear | ReleasedNeurocoderLinear) -> None:
+    def __init__(self, layer: ComposedHead) -> None:
         self.layer = layer
-        released = isinstance(layer, ReleasedNeurocoderLinear)
-        self.nets = {
-            "memory_u": "key_net_u" if released else "key_u",
-            "memory_v": "key_net_v" if released else "key_v",
-        }
-        self.has_nets = isinstance(getattr(layer, self.nets["memory_u"]), nn.Linear)
-        self.parameters = list(self.nets)
+        self.parameters = ["memory_u", "memory_v"]
+        self.has_nets = isinstance(getattr(layer, layer.key_nets[0]), nn.Linear)
         if self.has_nets:
-            self.parameters += [f"{net}.{part}" for net in self.nets.values() for part in ("weight", "bias")]
+            self.parameters += [f"{net}.{part}" for net in layer.key_nets for part in ("weight", "bias")]
         if layer.residual is not None:
             self.parameters.append("residual")
-
-    def _memories(self) -> dict[str, Tensor]:
-        memories = {name: getattr(self.layer, name) for name in self.nets}
-        if isinstance(self.layer, NeurocoderLinear):  # through whose frozen rows no gradient flows
-            memories = {name: self.layer.learned_rows(memory) for name, memory in memories.items()}
-        return memories
 
     def shifts(self) -> Parts:
         memory, layer = self.layer.memory_u, self.layer
@@ -127,51 +115,42 @@ class OfComposed(Probe):
         } | ({"key": keys} if self.has_nets else {})
 
     def forward(self, x_1I: Tensor, shifts: Parts) -> tuple[Tensor, Parts]:
-        layer, (memory_u, memory_v) = self.layer, self._memories().values()
-        keys = layer.keys()
+        layer, keys = self.layer, self.layer.keys()
         if self.has_nets:
             keys = keys + torch.cat((shifts["key"], torch.zeros_like(keys[:1])))
-        trace = layer.compose(x_1I, keys)
-        score = x_1I @ memory_u.t() + shifts["score"]
-        slots = pm.slots_put_out(score, trace.attention_u, trace.attention_v, trace.sigma)
-        y_1O = slots @ memory_v + shifts["output"]
-        seen = {"input": x_1I[0], "slots": slots[0]}
-        if layer.residual is not None:
-            seen["scale"] = trace.residual_gate * layer.smallest_sigma(trace)
-            y_1O = y_1O + seen["scale"].unsqueeze(-1) * (x_1I @ layer.residual)
-        return y_1O, seen
+        score_1P = x_1I @ layer.learned_rows(layer.memory_u).T + shifts["score"]
+        y_1O, slots_1P, scale_1 = layer.put_out(x_1I, layer.compose(x_1I, keys), score_1P)
+        return y_1O + shifts["output"], {"input": x_1I[0], "slots": slots_1P[0], "scale": scale_1}
 
     def squares(self, gradients: Parts, seen: Parts) -> Parts:
-        of_score, of_output = gradients["score"], gradients["output"]
-        factors = {"memory_u": (of_score, seen["input"]), "memory_v": (seen["slots"], of_output)}
+        layer, of_output = self.layer, gradients["output"]
         found: Parts = {}
+        factors = {"memory_u": (gradients["score"], seen["input"]), "memory_v": (seen["slots"], of_output)}
         for number, (name, (left_BP, right_BD)) in enumerate(factors.items()):
             total = left_BP.square().t() @ right_BD.square()
             if self.has_nets:
-                of_key_BPK = gradients["key"][:, number]
-                weight_KD = getattr(self.layer, self.nets[name]).weight.detach()
-                of_weight = of_key_BPK.transpose(1, 2) @ getattr(self.layer, name).detach()
-                found[f"{self.nets[name]}.weight"] = of_weight.square().sum(0)
-                found[f"{self.nets[name]}.bias"] = of_key_BPK.sum(1).square().sum(0)
+                net, of_key_BPK = layer.key_nets[number], gradients["key"][:, number]
+                weight_KD = getattr(layer, net).weight.detach()
+                of_weight = of_key_BPK.transpose(1, 2) @ getattr(layer, name).detach()
+                found[f"{net}.weight"] = of_weight.square().sum(0)
+                found[f"{net}.bias"] = of_key_BPK.sum(1).square().sum(0)
                 for of_key_BP, weight_D in zip(of_key_BPK.unbind(-1), weight_KD, strict=True):
                     total += 2 * ((left_BP * of_key_BP).t() @ right_BD) * weight_D
                 products = torch.einsum("bpk,bpl->pkl", of_key_BPK, of_key_BPK).flatten(1)
                 total += products @ (weight_KD.unsqueeze(1) * weight_KD).flatten(0, 1)
-            if isinstance(self.layer, NeurocoderLinear):
-                total[: self.layer.frozen_slots] = 0
+            total[: layer.frozen_slots] = 0
             found[name] = total.clamp_min_(0)  # what cancels, cancels up to rounding
-        if self.layer.residual is not None:
-            scaled = (seen["scale"] * seen["input"]).square()
-            found["residual"] = scaled.t() @ of_output.square()
+        if layer.residual is not None:
+            found["residual"] = (seen["scale"] * seen["input"]).square().t() @ of_output.square()
         return found
 
 
-def probes(module: nn.Module) -> Iterator[tuple[str, Probe]]:
+def probes_of(module: nn.Module) -> Iterator[tuple[str, Probe]]:
     """Yield the probes of all layers in `module` that have one, by name; a layer comes before those inside it."""
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear):
             yield name, OfLinear(layer)
         elif isinstance(layer, NSMHead | MoEHead):
             yield name, OfMixture(layer)
-        elif isinstance(layer, NeurocoderLinear | ReleasedNeurocoderLinear):
+        elif isinstance(layer, ComposedHead):
             yield name, OfComposed(layer)

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-MEMORY, LAYER, CONTROLLER, FUSED, STEPS, PARTS, MIXTURE, RESIZING, DIAGNOSTICS = (
+MEMORY, COMPOSED, LAYER, CONTROLLER, FUSED, STEPS, PARTS, MIXTURE, RESIZING, DIAGNOSTICS = (
     f"policies/heads/{name}.py"
     for name in (
         "program_memory",
+        "composed",
         "neurocoder",
         "controller",
         "fused",
@@ -33,7 +34,8 @@ MEMORY, LAYER, CONTROLLER, FUSED, STEPS, PARTS, MIXTURE, RESIZING, DIAGNOSTICS =
 VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE = (
     f"agents/{name}.py" for name in ("vtrace", "a3c", "hogwild", "rollout", "worker", "supervisor")
 )
-PROBES, IMPORTANCE = "agents/probes.py", "agents/importance.py"
+PROBES, IMPORTANCE, CONTINUAL = (f"agents/{name}.py" for name in ("probes", "importance", "continual"))
+SIDE_BY_SIDE = "policies/heads/side_by_side.py"
 CALIBRATION = "policies/calibration.py"
 SB3_LAYERS, SB3_ACTOR_CRITIC = (f"policies/sb3/{name}.py" for name in ("layers", "actor_critic"))
 SB3_ENVS = "envs/sb3.py"
@@ -99,9 +101,9 @@ MUTANTS = [
     ),
     Mutant(LAYER, "self.gated = not (convex and attention_steps == 1)", "self.gated = True"),
     Mutant(LAYER, "if slots < least_used:", "if False:"),
-    Mutant(LAYER, "return self.orthogonality * self.orthogonal_loss()", "return self.orthogonal_loss()"),
+    Mutant(COMPOSED, "return self.orthogonality * self.orthogonal_loss()", "return self.orthogonal_loss()"),
     Mutant(LAYER, "self.openness.new_zeros(n_slots)", "self.openness.new_ones(n_slots)", "resizing"),
-    Mutant(LAYER, "memory[: self.frozen_slots].detach()", "memory[: self.frozen_slots]", "resizing"),
+    Mutant(COMPOSED, "memory[: self.frozen_slots].detach()", "memory[: self.frozen_slots]", "resizing"),
     Mutant(
         LAYER,
         "append_rows(parameter, rows, optimizer, forget",
@@ -268,10 +270,28 @@ MUTANTS = [
     Mutant(TRAININGS, "        lock.acquire()\n", "        pass\n", "runs/test_experiment.py"),
     Mutant(PROBES, "total += 2 * (", "total += 1 * (", "agents/test_continual.py"),
     Mutant(PROBES, "total += products @", "total -= products @", "agents/test_continual.py"),
-    Mutant(PROBES, "total[: self.layer.frozen_slots] = 0", "pass", "agents/test_continual.py"),
+    Mutant(PROBES, "total[: layer.frozen_slots] = 0", "pass", "agents/test_continual.py"),
     Mutant(PROBES, 'seen["scale"] * seen["input"]', 'seen["input"]', "agents/test_continual.py"),
     Mutant(PROBES, "of_key_BPK.sum(1).square()", "of_key_BPK.square().sum(1)", "agents/test_continual.py"),
     Mutant(IMPORTANCE, "layer.forward = own", "pass", "agents/test_continual.py"),
+    Mutant(
+        IMPORTANCE, "atol=1e-4 * float(right.max())", "atol=float(right.max())", "agents/test_continual.py"
+    ),
+    Mutant(
+        CONTINUAL,
+        "torch.zeros_like(parameter) if of_loss is None",
+        "None if of_loss is None",
+        "agents/test_continual.py",
+    ),
+    Mutant(
+        SIDE_BY_SIDE,
+        "(nothing, head.aux_loss())",
+        "(nothing, 0 * head.aux_loss())",
+        "policies/test_side_by_side.py",
+    ),
+    Mutant(
+        SIDE_BY_SIDE, "            self._asked = before", "            pass", "policies/test_side_by_side.py"
+    ),
     Mutant(LAYER, "torch.is_grad_enabled() and not self.fixed_routing", "True"),
 ]
 

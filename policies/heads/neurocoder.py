@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from neurocoder.policies.heads import program_memory as pm
 from neurocoder.policies.heads.base import (
-    Head,
     HeadError,
     require_at_least,
     require_not_negative,
     require_positive,
 )
+from neurocoder.policies.heads.composed import ComposedHead, ProgramTrace
 from neurocoder.policies.heads.controller import Controller
 from neurocoder.policies.heads.fused import Weights, fused_linear
 from neurocoder.policies.heads.fused_parts import MAX_SHARPNESS
@@ -23,28 +23,7 @@ from neurocoder.policies.heads.fused_steps import FEW_ROWS, fused_reads
 from neurocoder.policies.heads.resizing import append_rows, keep_rows, orthogonal_rows
 
 
-class ProgramTrace(NamedTuple):
-    """What the program memory did for each input. Leading dimensions are the input's.
-
-    ============== ======== ==============================================
-    attention_u    [.., R, P]  weights that read the left singular vectors
-    attention_v    [.., R, P]  weights that read the right singular vectors
-    attention_s    [.., R, P]  weights that read the singular values
-    sigma          [.., R]     singular values, strictly decreasing
-    residual_gate  [..]        share of the residual program (zeros without one)
-    ============== ======== ==============================================
-
-    R = attention_steps × attention_heads, ordered step-major.
-    """
-
-    attention_u: Tensor
-    attention_v: Tensor
-    attention_s: Tensor
-    sigma: Tensor
-    residual_gate: Tensor
-
-
-class NeurocoderLinear(Head):
+class NeurocoderLinear(ComposedHead):
     """The paper's recoded layer: y = x W(x), with W(x) composed by attention over a program memory.
 
     A drop-in for ``nn.Linear``: ``forward(x[..., in]) -> y[..., out]``, no bias (eq. 15 has none). The working
@@ -84,7 +63,8 @@ class NeurocoderLinear(Head):
         The first slots get no gradient. Set by ``grow(freeze_old=True)``.
     fixed_routing
         Queries and keys are not learned: the controller stays as it was drawn, and slots have the keys that :meth:`claim`
-        gives them. So what is learned for some inputs leaves alone which slots others read. Not in the paper; one step only.
+        gives them. So what is learned for some inputs leaves alone which slots others read. No gradient reaches x through what
+        it reads. Not in the paper; one step only.
 
     Keys of U and V are a linear function of the slots' content (eq. 10), computed in every forward: another
     process may have changed the memory. Keys of S are learned directly: M_S has one column, so keys computed
@@ -95,6 +75,7 @@ class NeurocoderLinear(Head):
     """
 
     fused = True
+    key_nets = ("key_u", "key_v")
 
     def __init__(
         self,
@@ -151,6 +132,10 @@ class NeurocoderLinear(Head):
         self.fixed_routing = fixed_routing
         if fixed_routing and attention_steps > 1:
             raise HeadError(f"fixed_routing: attention_steps={attention_steps} must be 1")
+        if fixed_routing and sharpness == "learnable":
+            raise HeadError(
+                "fixed_routing: sharpness='learnable' must be a number, for nothing would learn it"
+            )
         self.shown: range | None = None
         """Slots that can be read now; None: all. Not kept with the parameters."""
 
@@ -203,12 +188,6 @@ class NeurocoderLinear(Head):
             assert self.fixed_sharpness is not None
             return self.fixed_sharpness
         return F.softplus(self.raw_sharpness)[:, None, None, None]
-
-    def learned_rows(self, memory: Tensor) -> Tensor:
-        """Return a memory [P, ...] through whose frozen rows no gradient flows."""
-        if not self.frozen_slots:
-            return memory
-        return torch.cat((memory[: self.frozen_slots].detach(), memory[self.frozen_slots :]))
 
     def keys(self) -> Tensor:
         """Eq. 10. Keys of the slots of the memories U, V, S: [3, P, K]."""
@@ -299,26 +278,6 @@ class NeurocoderLinear(Head):
         """σ_R of eq. 15."""
         return trace.sigma[..., -1]
 
-    def forward_with_trace(self, x: Tensor) -> tuple[Tensor, ProgramTrace]:
-        """Return y [..., out] and the trace of the same pass."""
-        x_BI = self.flatten(x)
-        trace = self.compose(x_BI)
-        y = pm.apply_program(
-            x_BI,
-            trace.attention_u,
-            trace.attention_v,
-            trace.sigma,
-            self.learned_rows(self.memory_u),
-            self.learned_rows(self.memory_v),
-        )
-        if self.residual is not None:
-            scale = trace.residual_gate * self.smallest_sigma(trace)
-            y = y + scale.unsqueeze(-1) * (x_BI @ self.residual)
-        shape = x.shape[:-1]
-        return y.view((*shape, self.out_features)), ProgramTrace(
-            *(t.view((*shape, *t.shape[1:])) for t in trace)
-        )
-
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to y [..., out]."""
         if not self._fusable(x):
@@ -396,36 +355,14 @@ class NeurocoderLinear(Head):
 
     # --------------------------------------------------------------------------------------- study
 
-    def trace(self, x: Tensor) -> ProgramTrace:
-        """Return attention, singular values and gate for x [..., in], detached."""
-        with torch.no_grad():
-            return self.forward_with_trace(x)[1]
-
     def attention(self, x: Tensor) -> Tensor:
         """Return the attention of all three memories for x [B, in] as one tensor [3, B, R, P]."""
         return self.attend(self.flatten(x))
-
-    def program(self, x: Tensor) -> Tensor:
-        """Return the working program W [..., in, out] of eq. 15, materialised: for study, never in forward."""
-        x_BI = self.flatten(x)
-        trace = self.compose(x_BI)
-        program = pm.working_program(
-            pm.read(trace.attention_u, self.learned_rows(self.memory_u)),
-            trace.sigma,
-            pm.read(trace.attention_v, self.learned_rows(self.memory_v)),
-        )
-        if self.residual is not None:
-            program = pm.integrate(program, trace.residual_gate, self.smallest_sigma(trace), self.residual)
-        return program.view((*x.shape[:-1], self.in_features, self.out_features))
 
     def orthogonal_loss(self) -> Tensor:
         """Eq. 5. L_o of this layer, without its coefficient."""
         memories = (self.learned_rows(self.memory_u), self.learned_rows(self.memory_v))
         return pm.orthogonal_loss(memories[0]) + pm.orthogonal_loss(memories[1])
-
-    def aux_loss(self) -> Tensor:
-        """a·L_o, to be added to the task's loss once per step (eq. 2)."""
-        return self.orthogonality * self.orthogonal_loss()
 
     def diagnostics(self, x: Tensor | None = None) -> dict[str, float]:
         """Those of all heads (see the base), and ``orthogonality_excess``: L_o above its floor."""

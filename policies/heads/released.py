@@ -40,13 +40,12 @@ from torch.nn import functional as F
 
 from neurocoder.policies.heads import program_memory as pm
 from neurocoder.policies.heads.base import (
-    Head,
     HeadError,
     require_at_least,
     require_not_negative,
     require_positive,
 )
-from neurocoder.policies.heads.neurocoder import ProgramTrace
+from neurocoder.policies.heads.composed import ComposedHead, ProgramTrace
 
 NORM_OFFSET = 1e-6
 """Added to each norm, and to the product of both, in the release's cosine."""
@@ -105,7 +104,7 @@ def joint_orthogonal_loss(key_PK: Float[Tensor, "P K"], memory_PD: Float[Tensor,
     return (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).norm()
 
 
-class ReleasedNeurocoderLinear(Head):
+class ReleasedNeurocoderLinear(ComposedHead):
     """The layer of the authors' release: y = x W(x), evaluated in factored form.
 
     Alone among the heads it carries parameters that nothing reads, because the release does and Table 6 counts
@@ -135,6 +134,8 @@ class ReleasedNeurocoderLinear(Head):
     The release keeps keys and values in one matrix per memory. They are separate parameters here, drawn within
     the bound that Xavier's rule gives to the whole: a value is then never mistaken for a key.
     """
+
+    key_nets = ("key_net_u", "key_net_v")
 
     def __init__(
         self,
@@ -311,55 +312,21 @@ class ReleasedNeurocoderLinear(Head):
         """σ_R of eq. 15: the last singular value in recurrent reads, the first with 0 steps (departure 7)."""
         return trace.sigma[..., -1 if self.attention_steps else 0]
 
-    def forward_with_trace(self, x: Tensor) -> tuple[Tensor, ProgramTrace]:
-        """Return y [..., out] and the trace of the same pass."""
-        x_BI = self.flatten(x)
-        trace = self.compose(x_BI)
-        y = pm.apply_program(
-            x_BI, trace.attention_u, trace.attention_v, trace.sigma, self.memory_u, self.memory_v
-        )
-        if self.residual is not None:
-            scale = trace.residual_gate * self.smallest_sigma(trace)
-            y = y + scale.unsqueeze(-1) * (x_BI @ self.residual)
-        shape = x.shape[:-1]
-        return y.view((*shape, self.out_features)), ProgramTrace(
-            *(part.view((*shape, *part.shape[1:])) for part in trace)
-        )
-
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to y [..., out]."""
         return self.forward_with_trace(x)[0]
 
     # --------------------------------------------------------------------------------------- study
 
-    def trace(self, x: Tensor) -> ProgramTrace:
-        """Return attention, singular values and gate for x [..., in], detached."""
-        with torch.no_grad():
-            return self.forward_with_trace(x)[1]
-
     def attention(self, x: Tensor) -> Tensor:
         """Return the attention of all three memories for x [B, in] as one tensor [3, B, R, P]."""
         return self.attend(self.flatten(x))[0]
-
-    def program(self, x: Tensor) -> Tensor:
-        """Return the working program W [..., in, out], materialised: for study, never in forward."""
-        trace = self.compose(self.flatten(x))
-        program = pm.working_program(
-            pm.read(trace.attention_u, self.memory_u), trace.sigma, pm.read(trace.attention_v, self.memory_v)
-        )
-        if self.residual is not None:
-            program = pm.integrate(program, trace.residual_gate, self.smallest_sigma(trace), self.residual)
-        return program.view((*x.shape[:-1], self.in_features, self.out_features))
 
     def orthogonal_loss(self) -> Tensor:
         """Departure 9. L_o of this layer, without its coefficient."""
         return joint_orthogonal_loss(self.key_u, self.memory_u) + joint_orthogonal_loss(
             self.key_v, self.memory_v
         )
-
-    def aux_loss(self) -> Tensor:
-        """a·L_o, to be added to the task's loss once per step (eq. 2)."""
-        return self.orthogonality * self.orthogonal_loss()
 
     def extra_repr(self) -> str:
         return (

@@ -46,7 +46,11 @@ class HeadsSideBySide(Head):
 
     @contextmanager
     def only(self, outputs_O: Tensor) -> Iterator[None]:
-        """Within this, run no more heads than give the `outputs_O` [out], truth values; what others would give is 0."""
+        """Within this, run only the heads that have an output in `outputs_O` [out], a mask; outputs of the others are 0.
+
+        Of their auxiliary losses there is the part that depends on parameters only. :meth:`program` and
+        :meth:`diagnostics` are of all heads, always.
+        """
         before = self._asked
         self._asked = outputs_O.view(len(self.heads), -1).any(1).tolist()
         try:

@@ -223,17 +223,17 @@ def verdict(rows: Sequence[Row], folder: Path) -> str:
         for better, worse in itertools.pairwise(order):
             parts.append(against(rows, better + variant, worse + variant, LOSS))
         parts.append(against(rows, "neurocoder multi-step" + variant, "linear, GRU of 8" + variant, LOSS))
-    until = UPDATES // 2 * PER_UPDATE
     for control in CONTROLS:
-        if found := against(rows, "neurocoder multi-step", control, LOSS, until):
-            parts.append(f"After {UPDATES // 2:,} updates: {found}")
+        until = max((row["steps"][-1] for row in rows if row["label"] == control), default=0)
+        if until and (found := against(rows, "neurocoder multi-step", control, LOSS, until)):
+            parts.append(f"After {until // PER_UPDATE:,} updates: {found}")
     return "\n".join(f"- {part}" for part in parts if part)
 
 
 QUICK = {
-    "steps": 200 * PER_UPDATE,
-    "checkpoint_every": 50 * PER_UPDATE,
-    "evaluation.every": 50 * PER_UPDATE,
+    "steps": 100 * PER_UPDATE,
+    "checkpoint_every": 25 * PER_UPDATE,
+    "evaluation.every": 25 * PER_UPDATE,
     "evaluation.episodes": 128,
 }
 FIG6 = Experiment(

@@ -26,7 +26,9 @@ N_IN, N_OUT = 3, 4
 MASKS = torch.tensor([[True, True, False, False], [True, True, True, True]])
 
 
-def network(head="linear", hidden=(), shape=(N_IN,), seed=0, encoder="mlp", bias=True, **options):
+def network(
+    head="linear", hidden=(), shape=(N_IN,), seed=0, encoder="mlp", bias=True, task_heads=0, **options
+):
     torch.manual_seed(seed)
     of_mlp = {"hidden": list(hidden), "activation": "tanh", "bias": bias}
     config = PolicyConfig(
@@ -36,6 +38,7 @@ def network(head="linear", hidden=(), shape=(N_IN,), seed=0, encoder="mlp", bias
         head=head,
         head_config=options,
         critic=False,
+        task_heads=task_heads,
     )
     space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
     return ip.Network(Policy(space, gym.spaces.Discrete(N_OUT), config).double())
@@ -122,8 +125,9 @@ def assert_equals_a_loop(net, samples):
     learned = net.learned()
     net.eval()
     total = {name: torch.zeros_like(p) for name, p in learned.items()}
+    mask = MASKS[samples.task[0]]
     for x in samples.observation:
-        loss = -net(x[None])[0].log_softmax(-1).max()
+        loss = -net(x[None])[0, mask].log_softmax(-1).max()
         gradients = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
         for name, gradient in zip(learned, gradients, strict=True):
             if gradient is not None:
@@ -140,12 +144,39 @@ def test_fisher_of_frozen_slots_is_zero():
     head.grow(3, freeze_old=True)
     with torch.no_grad():
         head.openness[6:] = 0.7
-    assert "policy.actor" in ip.usable_probes(net, samples.observation, MASKS[samples.task])
+    head.shown = range(3, 9)
+    assert "policy.actor" in ip.reached(net, samples.observation).probes
     assert_equals_a_loop(net, samples)
     found = ip.fisher_diagonal(net, [samples], MASKS)
     for memory in ("memory_u", "memory_v"):
         frozen, learned = found[f"policy.actor.{memory}"].split((6, 3))
         assert not frozen.any() and (learned > 0).all()
+
+
+@pytest.mark.parametrize("head", ["linear", "nsm", "neurocoder"])
+def test_fisher_of_heads_side_by_side(head):
+    """Those that are not asked have none, and are not run."""
+    net, samples = network(head, (5, 6), task_heads=2), drawn(7, 0)
+    assert_equals_a_loop(net, samples)
+    whole = ip.fisher_diagonal(net, [samples], MASKS)
+    with cl.asking(net.policy, MASKS[0]):
+        names = {name for name in ip.reached(net, samples.observation).probes}
+        asked = ip.fisher_diagonal(net, [samples], MASKS)
+    assert any("heads.0" in name for name in names) and not any("heads.1" in name for name in names)
+    for name, value in whole.items():
+        torch.testing.assert_close(asked[name], value)
+
+
+@pytest.mark.parametrize("head", ["nsm", "neurocoder", "neurocoder-released"])
+def test_probes_are_good_enough_in_float32(head):
+    net, samples = network(head, (5, 6)), drawn(40)
+    exact = ip.fisher_diagonal(net, [samples], MASKS)
+    net.float()
+    found = ip.fisher_diagonal(net, [Samples(samples.observation.float(), *samples[1:])], MASKS)
+    assert "policy.actor" in ip.reached(net, samples.observation.float()).probes
+    for name, value in found.items():
+        largest = float(exact[name].max())
+        torch.testing.assert_close(value.double(), exact[name], rtol=1e-3, atol=1e-5 * largest, msg=name)
 
 
 def test_which_layers_have_probes():
@@ -154,32 +185,45 @@ def test_which_layers_have_probes():
     encoder = {"policy.encoder.layers.0", "policy.encoder.layers.2"}
     for head in ("nsm", "moe", "neurocoder", "neurocoder-released"):
         net = network(head, (5, 6)).eval()
-        found = ip.usable_probes(net, samples.observation, MASKS[samples.task])
+        found = ip.reached(net, samples.observation).probes
         assert {*encoder, "policy.actor"} <= found.keys(), head
         assert not any("key_" in name for name in found)
     plain = network("linear", (5, 6), bias=False)
-    assert encoder <= ip.usable_probes(plain, samples.observation, MASKS[samples.task]).keys()
+    assert encoder <= ip.reached(plain, samples.observation).probes.keys()
     net = network("linear", (5, 6))
     names = {*encoder, "policy.actor.layer"}
-    assert ip.usable_probes(net, samples.observation, MASKS[samples.task]).keys() == names
+    assert ip.reached(net, samples.observation).probes.keys() == names
     actor, first = net.policy.actor.layer, net.policy.encoder.layers[0]
     used = net.policy.actor.forward = lambda x: actor(x) * (1 + first.weight[0, 0])  # a use that is no call
     names -= {"policy.encoder.layers.0"}
-    assert ip.usable_probes(net, samples.observation, MASKS[samples.task]).keys() == names
+    assert ip.reached(net, samples.observation).probes.keys() == names
     assert net.policy.actor.forward is used and "forward" not in actor.__dict__  # as they were
 
 
-@pytest.mark.parametrize("part", ["left", "key"])
+@pytest.mark.parametrize("part", ["memory_v", "key_u.weight", "forward", "layer"])
 def test_a_probe_that_says_something_else_is_not_used(monkeypatch, part):
+    """Also where a network is so sure of its answers that no gradient is left to tell."""
     net, samples = network("neurocoder", (5, 6)), drawn(4)
-    squares = OfComposed.squares
+    with torch.no_grad():
+        net.policy.actor.memory_v.mul_(1e4)
+    squares, forward = OfComposed.squares, OfComposed.forward
 
     def wrong(self, gradients, seen):
-        name = "memory_v" if part == "left" else "key_u.weight"
-        return squares(self, gradients, seen) | {name: 1.01 * squares(self, gradients, seen)[name]}
+        found = squares(self, gradients, seen)
+        return found | {part: 0 * found[part]}
 
-    monkeypatch.setattr(OfComposed, "squares", wrong)
-    assert "policy.actor" not in ip.usable_probes(net, samples.observation, MASKS[samples.task])
+    def twice(self, x, shifts):
+        y, seen = forward(self, x, shifts)
+        return 2 * y, seen
+
+    if part == "layer":
+        plain = net.policy.actor.forward_with_trace
+        net.policy.actor.forward = lambda x: 3 * plain(x)[0]
+    elif part == "forward":
+        monkeypatch.setattr(OfComposed, "forward", twice)
+    else:
+        monkeypatch.setattr(OfComposed, "squares", wrong)
+    assert "policy.actor" not in ip.reached(net, samples.observation).probes
     assert_equals_a_loop(net, samples)
 
 
@@ -193,7 +237,8 @@ def test_fewer_images_at_once_where_gradients_are_large(monkeypatch):
         return plain(network, probes, others, observation, masks)
 
     monkeypatch.setattr(ip, "image_gradients", counted)
-    monkeypatch.setattr(ip, "usable_probes", lambda *arguments: {})
+    names = list(net.learned())
+    monkeypatch.setattr(ip, "reached", lambda *arguments: ip.Reached({}, names))
     monkeypatch.setattr(ip, "COPIED", 4 * sum(p.numel() for p in net.parameters()) + 1)
     ip.fisher_diagonal(net, [samples], MASKS)
     assert sizes == [4, 4, 1]
@@ -506,7 +551,13 @@ def test_a_tasks_head_begins_with_its_task():
 
 @pytest.mark.parametrize(
     ("method", "head", "optimizer"),
-    [("none", "neurocoder", "adam"), ("si", "linear", "adam"), ("replay", "linear", "adagrad")],
+    [
+        ("none", "neurocoder", "adam"),
+        ("none", "linear", "adam"),
+        ("si", "linear", "adam"),
+        ("online-ewc", "nsm", "sgd"),
+        ("replay", "linear", "adagrad"),
+    ],
 )
 def test_heads_that_are_not_asked_change_nothing(monkeypatch, method, head, optimizer):
     """Neither what is learned, nor momentum of heads whose task is over, nor scores."""
@@ -550,10 +601,13 @@ def test_the_untrained_row_is_of_the_untrained_network():
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("place", ["boundary", "within", "end"])
 def test_it_goes_on_bit_by_bit(name, place):
-    head = "moe" if name == "si" else "linear"  # noise in the forward pass
+    """Also with noise in the forward pass, and with heads that have not begun or are done."""
+    head = "moe" if name == "si" else "linear"
+    scenario, task_heads = ("task", 3) if name in ("none", "online-ewc") else ("class", 0)
 
     def fresh():
-        return learner(name, head=head, passes=1, options={"samples": 150, "tasks": 3})
+        options = {"samples": 150, "tasks": 3, "classes_per_task": 2}
+        return learner(name, scenario, head=head, passes=1, options=options, task_heads=task_heads)
 
     one = until_task(fresh(), 3 if place == "end" else 2)
     if place == "within":

@@ -414,6 +414,7 @@ def test_output_scale_multiplies_the_output_once_at_the_start():
         (dict(sharpness=0.0), "sharpness=0.0"),
         (dict(orthogonality=float("nan")), "orthogonality=nan"),
         (dict(output_scale=0.0), "output_scale=0.0"),
+        (dict(fixed_routing=True, sharpness="learnable"), "nothing would learn it"),
         (dict(slotz=3), "did you mean 'slots'"),
     ],
 )
