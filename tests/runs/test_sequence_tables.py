@@ -214,7 +214,7 @@ def test_what_was_tested_is_of_the_row_that_is_there(tmp_path):
     folder = tmp_path / "committed"  # only a table: what its runs were is not there
     folder.mkdir()
     sequence_tests.write_tests(folder, {"a, seed 0": tests, "a, seed 1": tests})
-    kept = [{**row, "steps": [1], "scores": [0.0], "losses": []}]
+    kept = [{**row, "steps": [1], "scores": [0.0], "losses": [], "data": ""}]
     sequence_tables.figures(replace(sequence_tables.COPY, sweeps=sweeps), kept, folder)
     assert "a, seed 0: " not in sequence_tables.verdict(
         sequence_tables.COPY, kept, folder
