@@ -16,7 +16,7 @@ def wrong_bits(tmp_path, core: str, **core_config: int) -> float:
     """Return the wrong bits per sequence, of two, after training."""
     settings = {
         "agent": "a3c",
-        "steps": 60_000,
+        "steps": 100_000,
         "a3c.workers": 1,
         "a3c.envs_per_worker": 32,
         "a3c.learning_rate": 3e-3,
