@@ -6,11 +6,7 @@ checkpoint (``neurocoder train --resume``). What another table trained with the 
 
 import csv
 import json
-import os
-import shlex
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -37,56 +33,12 @@ from neurocoder.runs.reproduce.command_lines import (
     shown_command,
 )
 from neurocoder.runs.reproduce.experiment import Experiment, Row, Setting, read_rows
+from neurocoder.runs.reproduce.side_by_side import Commands
 from neurocoder.runs.run import Run, find_runs
 
 OF_MACHINE = ("device", "precision")
 """What ``auto`` came to: a run may go on where that is something else."""
 PACKAGES = ("neurocoder", "torch", "numpy", "gymnasium")
-
-
-class Commands:
-    """``neurocoder`` commands that run side by side, one thread each; :meth:`stop` ends those that run."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[str]] = set()
-        self._stopping = False
-
-    def run(self, arguments: list[str]) -> None:
-        """Run ``neurocoder`` with `arguments` to its end.
-
-        It is in a session of its own: Ctrl-C in the terminal reaches it through :meth:`stop` only, once.
-
-        Raises
-        ------
-        NeurocoderError
-            It failed; its last words are repeated.
-        """
-        with self._lock:
-            if self._stopping:
-                raise NeurocoderError(f"neurocoder {shlex.join(arguments)}: not begun")
-            process = subprocess.Popen(
-                [sys.executable, "-m", "neurocoder.runs.cli", *arguments],
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-            self._running.add(process)
-        try:
-            _, said = process.communicate()
-        finally:
-            self._running.discard(process)
-        if process.returncode:
-            raise NeurocoderError(f"neurocoder {shlex.join(arguments)} failed: {said.strip()[-500:]}")
-
-    def stop(self) -> None:
-        """Ask what is running to save its state and end, and begin nothing more."""
-        with self._lock:
-            self._stopping = True
-            for process in self._running:
-                process.terminate()
 
 
 def train(setting: Setting, seed: int, folder: Path, commands: Commands | None = None) -> Row:

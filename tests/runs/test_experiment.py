@@ -174,6 +174,18 @@ def test_sigterm_ends_the_trainings_too_with_their_state_saved(tmp_path):
     assert ex.read_rows(folder) == []
 
 
+def test_no_training_outlives_the_command_that_was_killed(tmp_path):
+    command = [sys.executable, "-m", "neurocoder.runs.cli", "reproduce", "fig6", "--logs", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    folder = tmp_path / "reproduce" / "fig6"
+    wait_for(lambda: len(list(folder.glob("runs/*/*/*/checkpoints/0"))) == 2)
+    process.kill()
+    process.wait(timeout=30)
+    runs = [run for logs in folder.glob("runs/*") for run in find_runs(logs)]
+    wait_for(lambda: not any(run.in_use for run in runs))
+    assert len(runs) == 2 and all(saved_steps(run.checkpoints)[-1] > 0 for run in runs)
+
+
 def test_a_training_that_was_stopped_gives_no_row(tmp_path):
     setting = digits("long", "linear").with_overrides(**LONG)
     commands = trainings.Commands()
