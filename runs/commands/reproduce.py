@@ -14,7 +14,7 @@ def reproduce(
     quick: Annotated[bool, Parameter(negative="")] = False,
     seeds: int | None = None,
     jobs: int = 2,
-    only: str | None = None,
+    only: Annotated[list[str] | None, Parameter(negative="")] = None,
     json: Path | None = None,
     logs: Path = Path("logs"),
 ) -> int:
@@ -33,7 +33,7 @@ def reproduce(
     jobs
         Runs side by side, one thread each.
     only
-        Settings whose name contains this text.
+        The setting with this name, or else those whose name contains it; may be given several times.
     json
         Write the table into this file, too.
     logs
@@ -48,7 +48,7 @@ def reproduce(
         raise ConfigError(f"--json {json}: there is no folder {json.parent}")
     if is_count(name):
         return _counts(json, _folder(logs, name))
-    from neurocoder.runs.reproduce.experiment import read_rows
+    from neurocoder.runs.reproduce.experiment import named, read_rows
     from neurocoder.runs.reproduce.report import report, summary
     from neurocoder.runs.reproduce.trainings import check, only_writer, run_missing
 
@@ -56,15 +56,13 @@ def reproduce(
     if quick:
         settings = [replace(s, overrides={**s.overrides, **found.quick}) for s in found.settings]
         found = replace(found, settings=settings, seeds=1)
-    if only is not None and not any(only in setting.label for setting in found.settings):
-        known = ", ".join(repr(setting.label) for setting in found.settings)
-        raise ConfigError(f"--only {only}: no setting is called like that; known: {known}")
+    chosen = named(found.settings, only) if only else None
     check(found)
     folder = _folder(logs, f"{name}-quick" if quick else name)
     with only_writer(folder):
         found.prepare()
         try:
-            run_missing(found, folder, seeds or found.seeds, jobs, only)
+            run_missing(found, folder, seeds or found.seeds, jobs, chosen)
         except NeurocoderError:
             print(report(found, folder))  # what there is, all the same
             raise

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from neurocoder.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -103,6 +105,26 @@ class Experiment:
     """Makes what all runs need, unless it is there."""
     shares_with: Sequence[str] = ()
     """Experiments some of whose runs are this one's, too."""
+
+
+def named(settings: Sequence[Setting], texts: Sequence[str]) -> list[Setting]:
+    """Return the settings that `texts` name: each the one that is called so, or else all whose name contains it.
+
+    Raises
+    ------
+    ConfigError
+        A text that names none.
+    """
+    labels: set[str] = set()
+    for text in texts:
+        called = {s.label for s in settings if s.label == text} or {
+            s.label for s in settings if text in s.label
+        }
+        if not called:
+            known = ", ".join(repr(setting.label) for setting in settings)
+            raise ConfigError(f"--only {text}: no setting is called like that; known: {known}")
+        labels |= called
+    return [setting for setting in settings if setting.label in labels]
 
 
 def slug(label: str) -> str:

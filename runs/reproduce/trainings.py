@@ -9,7 +9,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from importlib import metadata
@@ -191,8 +191,12 @@ def _add(row: Row, folder: Path) -> None:
         lines.write(json.dumps(row) + "\n")
 
 
-def run_missing(experiment: Experiment, folder: Path, seeds: int, jobs: int, only: str | None = None) -> None:
-    """Train what is not there yet, `jobs` runs side by side, adding each finished one to ``rows.jsonl``.
+def run_missing(
+    experiment: Experiment, folder: Path, seeds: int, jobs: int, settings: Sequence[Setting] | None = None
+) -> None:
+    """Train what is not there yet of `settings`, `jobs` runs side by side, adding each finished one to ``rows.jsonl``.
+
+    `settings` are all of the experiment's unless given.
 
     Ctrl-C and SIGTERM end the trainings, too, with their state saved.
 
@@ -208,8 +212,8 @@ def run_missing(experiment: Experiment, folder: Path, seeds: int, jobs: int, onl
     missing = [
         (setting, seed)
         for seed in range(seeds)
-        for setting in experiment.settings
-        if (setting.label, seed) not in have and (only is None or only in setting.label)
+        for setting in (experiment.settings if settings is None else settings)
+        if (setting.label, seed) not in have
     ]
     began = time.monotonic()
     commands = Commands()

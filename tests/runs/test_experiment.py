@@ -413,8 +413,30 @@ def test_boundaries_that_attention_finds_are_compared_between_the_two(tmp_path):
     assert "The multi-step one finds more than the single-step one with 3 of 3 seeds" in text
 
 
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        (["MLP"], ["MLP"]),  # called so, although others contain it
+        (["MLP 4"], ["MLP 400"]),
+        (["M"], ["MLP", "MLP 400"]),
+        (["small", "MLP"], ["MLP", "nsm, small"]),
+    ],
+)
+def test_settings_are_named_by_their_label_or_a_part_of_it(texts, found):
+    settings = [ex.Setting(label, "", "") for label in ("MLP", "MLP 400", "nsm", "nsm, small")]
+    assert [setting.label for setting in ex.named(settings, texts)] == found
+
+
 def test_a_quick_look_is_one_command(tmp_path, capsys):
-    arguments = ["--quick", "--only", "linear, GRU of 8, noise", "--logs", str(tmp_path)]
+    arguments = [
+        "--quick",
+        "--only",
+        "linear, GRU of 8, noise",
+        "--only",
+        "8, noise",
+        "--logs",
+        str(tmp_path),
+    ]
     assert main(["reproduce", "fig6", *arguments]) == 0
     out = capsys.readouterr().out
     folder = tmp_path / "reproduce" / "fig6-quick"
