@@ -2,7 +2,7 @@
 
 The paper trains a ResNet; here the images (96 × 96, bilinear) pass once through an ImageNet network of 3.4 M parameters, and
 what is learned is an MLP 1280-256-256-2 on its 1,280 features, all layers plain or all recoded (Table 5: P = 100, H = 10,
-K = 5, a = 10, with residual). Scenario domain; Adam at 1e-3, four passes a task. The accuracies are not the paper's to compare
+K = 5, with residual; for a see ``continual_tables``). Scenario domain; Adam at 1e-3, four passes a task. The accuracies are not the paper's to compare
 with; which network forgets less is.
 """
 
@@ -27,7 +27,7 @@ NEUROCODER: dict[str, Any] = {
     "attention_heads": 10,
     "key_size": 5,
     "least_used": 5,
-    "orthogonality": 10.0,
+    "orthogonality": 0.1,
     "residual": True,
     "sharpness": 1.0,
 }
