@@ -6,15 +6,15 @@ met, nothing below them means anything. The paper's networks have two layers of 
 parameters come about), and all three layers recoded; with task numbers, in Table 3, each task has an output layer of its own. Its NSM
 has the five programs of the release, whose size it prints (Table 5 says ten), and its Neurocoder, ``neurocoder-released``, the
 release's a = 1. The controls say what stored programs add: static layers of low rank without biases, a uniform attention (sharpness
-near 0: a program that its gates alone scale by input), and no push towards orthogonal slots (a = 0), or as strong a one as is
-printed (a = 10). The paper does not say which norm that number belongs to; with ours, squared and divided by the slots, it drowns the
-first task (0.1 was chosen on seed 100, among 0.1, 1 and 10). What is grown begins with 10 slots and gains 10 with every task: 50 in
-the end, as many as the others have.
+near 0: a program that its gates alone scale by input), and no push towards orthogonal slots (a = 0). The paper prints a = 10, and not
+which norm that number belongs to. With ours, squared and divided by the slots, it is too much: of 0.1, 1 and 10 in Table 4 on seed
+100, which is in no table, Adam comes to 55.4, 57.9 and 61.6 %, but SI to 80.6, 50.7 and 49.3, where it does not learn even the first
+task. So it is 0.1. What is grown begins with 10 slots and gains 10 with every task: 50 in the end, as many as the others have.
 
 ``neurocoder, routed`` goes beyond the paper: what is grown, old slots frozen, read by queries and keys that are not learned
 (``fixed_routing``). A new task's slots get as keys the mean directions of what its classes ask for; with task numbers, images read
-their own task's slots. Of its parameters most are the controllers', drawn and left so. Its options were chosen on seed 100, which
-is in no table. Beside it stands what a classifier by nearest class mean comes to, which learns nothing but ten means of pixels.
+their own task's slots. Of its parameters most are the controllers', drawn and left so. Its options were chosen on seed 100, too.
+Beside it stands what a classifier by nearest class mean comes to, which learns nothing but ten means of pixels.
 """
 
 import json
@@ -192,7 +192,6 @@ CONTROLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # options of the heads that are different, and of the learner
     "neurocoder, uniform attention": ({"sharpness": 1e-6}, {}),
     "neurocoder, a = 0": ({"orthogonality": 0.0}, {}),
-    "neurocoder, a = 10": ({"orthogonality": 10.0}, {}),
     "neurocoder, grown": ({"slots": 10, "openness": True}, {"continual.grow": 10}),
 }
 
