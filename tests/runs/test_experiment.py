@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import multiprocessing
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,6 +207,19 @@ def test_a_training_that_was_stopped_gives_no_row(tmp_path):
     assert len(errors) == 1 and "of 6,400,000 steps; the same command goes on with it" in errors[0]
     with pytest.raises(NeurocoderError, match="not begun"):
         trainings.train(setting, 1, tmp_path, commands)
+
+
+def test_a_training_that_is_killed_fails_alone(tmp_path):
+    commands = trainings.Commands()
+    setting = digits("long", "linear").with_overrides(**LONG)
+    with ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(trainings.train, setting, 0, tmp_path, commands)
+        wait_for(lambda: list(tmp_path.glob("runs/*/*/*/checkpoints/0")))
+        (process,) = multiprocessing.active_children()
+        process.kill()
+        with pytest.raises(NeurocoderError, match=r"failed \(exit code -9\)"):
+            lost.result(timeout=30)
+    assert trainings.train(digits("short", "linear"), 0, tmp_path, commands)["label"] == "short"
 
 
 def test_what_another_table_has_trained_is_taken_from_there(tmp_path, capsys):
