@@ -7,6 +7,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from safetensors.numpy import save_file
 
 from neurocoder.envs.datasets import SPLITS, features_folder, load_dataset
@@ -63,6 +65,22 @@ def compute_features(
         save_file({"features": standard}, part, metadata={"made": made})
         part.replace(folder / f"{split}.safetensors")
     return folder
+
+
+def compute_showing_progress(
+    dataset: str, encoder: str, size: int, options: dict[str, Any], *, device: str = "cpu"
+) -> Path:
+    """Do the same with a bar on stderr that goes away when all is done."""
+    with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("images", total=None)
+        return compute_features(
+            dataset,
+            encoder,
+            size,
+            options,
+            device=device,
+            tell=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
 
 
 def enlarged(images: np.ndarray, size: int) -> np.ndarray:

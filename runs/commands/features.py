@@ -31,12 +31,9 @@ def features(
     device
         cpu, cuda or cuda:N.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from neurocoder.errors import require
     from neurocoder.runs.config import parse_override
-    from neurocoder.runs.features import compute_features, features_name
+    from neurocoder.runs.features import compute_showing_progress, features_name
     from neurocoder.runs.preparation import check_device
 
     require(1 <= size <= 1024, "--size", size, "in [1, 1024]")
@@ -44,16 +41,7 @@ def features(
     options = dict(parse_override(text) for text in set_)
     if encoder == "efficientnet_lite0":
         options = {"weights": "pretrained", **options}
-    with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("images", total=None)
-        folder = compute_features(
-            dataset,
-            encoder,
-            size,
-            options,
-            device=device,
-            tell=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
+    folder = compute_showing_progress(dataset, encoder, size, options, device=device)
     name = features_name(encoder, size)
     print(f"{folder}\nuse them: neurocoder train ENV --set env_options.features={name}")
     return 0

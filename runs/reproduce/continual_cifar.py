@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from neurocoder.envs.datasets import features_folder
-from neurocoder.runs.features import compute_features, features_name
+from neurocoder.runs.features import compute_showing_progress, features_name
 from neurocoder.runs.reproduce.continual_tables import compared
 from neurocoder.runs.reproduce.experiment import ACCURACY, Experiment, Row, Setting
 from neurocoder.runs.reproduce.pictures import labels_of, save
@@ -70,7 +70,7 @@ def prepare() -> None:
     """Compute the features, unless they are there."""
     if not features_folder(DATASET, FEATURES).is_dir():
         print(f"features of {DATASET}, once …", flush=True)
-        compute_features(DATASET, ENCODER, SIZE, {"weights": "pretrained"})
+        compute_showing_progress(DATASET, ENCODER, SIZE, {"weights": "pretrained"})
 
 
 def verdict(rows: Sequence[Row], folder: Path) -> str:
