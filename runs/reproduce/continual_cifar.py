@@ -95,15 +95,18 @@ def figures(rows: Sequence[Row], folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    for number, label in enumerate(labels_of(rows)):
-        scores = np.array([row["scores"] for row in rows if row["label"] == label])
-        x = np.arange(1, scores.shape[1] + 1)
-        style = "--" if label.startswith("SI") else "-"
-        axis.plot(x, scores.mean(axis=0), style, color=f"C{number % len(HEADS)}", marker="o", label=label)
-        low, high = scores.min(axis=0), scores.max(axis=0)
-        axis.fill_between(x, low, high, color=f"C{number % len(HEADS)}", alpha=0.15, linewidth=0)
+    for method, style in zip(METHODS, ("-", "--"), strict=True):
+        for number, head in enumerate(HEADS):
+            label, colour = f"{method}, {head}", f"C{number}"
+            scores = np.array([row["scores"] for row in rows if row["label"] == label])
+            if not len(scores):
+                continue
+            x = np.arange(1, scores.shape[1] + 1)
+            axis.plot(x, scores.mean(axis=0), style, color=colour, marker="o", label=label)
+            low, high = scores.min(axis=0), scores.max(axis=0)
+            axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     axis.set(xlabel="tasks learned", ylabel="mean accuracy of these, percent", xticks=range(1, 6))
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, handlelength=4)
     save(figure, folder / "curve.png", rows)
 
 
