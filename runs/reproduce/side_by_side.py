@@ -60,6 +60,9 @@ class Commands:
                 self._running.add(process)
             try:
                 wait([process.sentinel])
+            except BaseException:  # Ctrl-C here: it is not left alone
+                process.terminate()
+                raise
             finally:
                 with self._lock:
                     self._running.discard(process)

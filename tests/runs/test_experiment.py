@@ -24,7 +24,7 @@ from neurocoder.errors import ConfigError, NeurocoderError
 from neurocoder.runs.checkpoint import saved_steps
 from neurocoder.runs.cli import main
 from neurocoder.runs.reproduce import experiment as ex
-from neurocoder.runs.reproduce import linear_mnist, polynomials, trainings
+from neurocoder.runs.reproduce import linear_mnist, polynomials, side_by_side, trainings
 from neurocoder.runs.reproduce.catalogue import EXPERIMENTS, experiment
 from neurocoder.runs.reproduce.command_lines import command_of
 from neurocoder.runs.reproduce.pictures import save
@@ -220,6 +220,19 @@ def test_a_training_that_is_killed_fails_alone(tmp_path):
         with pytest.raises(NeurocoderError, match=r"failed \(exit code -9\)"):
             lost.result(timeout=30)
     assert trainings.train(digits("short", "linear"), 0, tmp_path, commands)["label"] == "short"
+
+
+def test_an_interrupted_training_is_not_left_alone(tmp_path, monkeypatch):
+    def interrupted(sentinels):
+        wait_for(lambda: list(tmp_path.glob("runs/*/*/*/checkpoints/0")))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(side_by_side, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainings.train(digits("long", "linear").with_overrides(**LONG), 0, tmp_path)
+    assert not multiprocessing.active_children()
+    (run,) = find_runs(next(tmp_path.glob("runs/*")))
+    assert saved_steps(run.checkpoints)[-1] > 0 and not run.in_use
 
 
 def test_what_another_table_has_trained_is_taken_from_there(tmp_path, capsys):
