@@ -70,7 +70,7 @@ def compute_features(
 def compute_showing_progress(
     dataset: str, encoder: str, size: int, options: dict[str, Any], *, device: str = "cpu"
 ) -> Path:
-    """Do the same with a bar on stderr that goes away when all is done."""
+    """Call :func:`compute_features` with a progress bar on stderr, which goes away when all is done; return its folder."""
     with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("images", total=None)
         return compute_features(

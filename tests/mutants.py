@@ -15,7 +15,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-MEMORY, COMPOSED, LAYER, CONTROLLER, FUSED, STEPS, PARTS, MIXTURE, RESIZING, DIAGNOSTICS = (
+(
+    MEMORY,
+    COMPOSED,
+    LAYER,
+    CONTROLLER,
+    FUSED,
+    STEPS,
+    PARTS,
+    COMPONENTS,
+    RELEASED,
+    MIXTURE,
+    RESIZING,
+    DIAGNOSTICS,
+) = (
     f"policies/heads/{name}.py"
     for name in (
         "program_memory",
@@ -25,6 +38,8 @@ MEMORY, COMPOSED, LAYER, CONTROLLER, FUSED, STEPS, PARTS, MIXTURE, RESIZING, DIA
         "fused",
         "fused_steps",
         "fused_parts",
+        "fused_components",
+        "fused_released",
         "mixture",
         "resizing",
         "diagnostics",
@@ -70,10 +85,10 @@ MUTANTS = [
     Mutant(MEMORY, ".flip(-1).cumsum(-1).flip(-1)", ".cumsum(-1)"),
     Mutant(
         MEMORY,
-        "query = F.normalize(query_BHK, dim=-1)\n    key",
+        "query = unit(query_BHK)\n    key",
         "query = query_BHK\n    key",
     ),
-    Mutant(MEMORY, "key = F.normalize(key_PK, dim=-1)", "key = key_PK"),
+    Mutant(MEMORY, "key = unit(key_PK)", "key = key_PK"),
     Mutant(MEMORY, "cosine = sharpness * cosine", "pass"),
     Mutant(MEMORY, "torch.maximum(previous_BHP, weights_BHP)", "weights_BHP"),
     Mutant(MEMORY, "argsort(dim=-1, stable=True)", "argsort(dim=-1, stable=True, descending=True)"),
@@ -112,10 +127,20 @@ MUTANTS = [
     ),
     Mutant(RESIZING, "free = directions[rank:]", "free = directions", "resizing"),
     Mutant(RESIZING, "lambda state: state[index]", "lambda state: state[: len(index)]", "resizing"),
-    Mutant(FUSED, "d_logits -= (flow * share / gate).unsqueeze(1)", "pass", "fused"),
-    Mutant(FUSED, "d_sigma.cumsum(0)", "d_sigma.flip(0).cumsum(0)", "fused"),
-    Mutant(FUSED, "d_gate.append(flow * (1 - gate))", "d_gate.append(flow * gate)", "fused"),
-    Mutant(FUSED, "d_sigma[-1] += d_smallest_B[rows]", "pass", "fused"),
+    Mutant(COMPONENTS, "d_logits -= flow_share_MHB.unsqueeze(1)", "pass", "fused"),
+    Mutant(COMPONENTS, "if rising else d_sigma.cumsum(0)", "if rising else d_sigma", "fused"),
+    Mutant(COMPONENTS, "d_sigma.flip(0).cumsum(0).flip(0) if rising", "d_sigma.cumsum(0) if rising", "fused"),
+    Mutant(COMPONENTS, "d_sigma[0 if rising else -1]", "d_sigma[-1]", "fused"),
+    Mutant(COMPONENTS, "d_sigma[0 if rising else -1]", "d_sigma[0]", "fused"),
+    Mutant(
+        FUSED, "d_gate.append(back.flow_MHB * (1 - gate))", "d_gate.append(back.flow_MHB * gate)", "fused"
+    ),
+    Mutant(FUSED, "components.share_MHB / gate)", "components.share_MHB)", "fused"),
+    Mutant(RELEASED, ".mul_(-key_size / LOG2_E)", ".mul_(key_size / LOG2_E)", "fused"),
+    Mutant(RELEASED, "d_key += _slope(d_key_norm, key_norm).unsqueeze(2) * key", "pass", "fused"),
+    Mutant(RELEASED, "torch.where(norm > 0, d_norm / norm, 0)", "d_norm / norm", "fused"),
+    Mutant(RELEASED, "d_value += back.d_value_s_P", "d_value = back.d_value_s_P", "fused"),
+    Mutant(RELEASED, "torch.full_like(key_norm_MP, saved.offset)", "torch.zeros_like(key_norm_MP)", "fused"),
     Mutant(PARTS, "value=-1).mul_(inverse)", "value=-1)", "fused"),
     Mutant(FUSED, ".addmm_(d_key_u, w.key_u_weight_KI)", "", "fused"),
     Mutant(

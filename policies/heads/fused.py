@@ -9,9 +9,6 @@ weighted sums. Three rearrangements make those cheap; the result is that of :mod
 * It lives in scratch memory that the thread keeps, ``PART`` numbers at a time, and is made again in the backward
   pass: fresh large tensors cost more in page faults than in arithmetic, and memory does not grow with the batch.
 
-Backward, for E with read r = g/Z Σᵢ Eᵢ aᵢ and Z = Σᵢ Eᵢ: dEᵢ = (g dr / Z) aᵢ − (r dr) / Z, and dβcosᵢ = Eᵢ dEᵢ. For
-each memory ``gain`` is the factor of the values, ``flow`` is r dr, which is also the gradient of log g.
-
 Shape suffixes are those of :mod:`program_memory`, with M = 3 memories ordered U, V, S and C controller units.
 """
 
@@ -20,13 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from neurocoder.policies.heads.fused_components import Components, composed, composed_backward
 from neurocoder.policies.heads.fused_parts import (
     LOG2_E,
     joined,
     parts_of,
-    product,
     scratch,
     unit_backward,
     unit_vectors,
@@ -58,17 +54,6 @@ class Weights(NamedTuple):
     gate_bias_1: Tensor | None
 
 
-class _Part(NamedTuple):
-    """What the backward pass needs of the rows in `rows`."""
-
-    rows: slice
-    share_MHB: Tensor  # gate / Z
-    projection_HB: Tensor
-    score_HB: Tensor
-    sigma_HB: Tensor
-    coefficient_HB: Tensor
-
-
 def _outer(left_MB: Tensor, right_BN: Tensor) -> Tensor:
     """Return left @ right; a batch of one is no job for a matrix product (measured: 10 times slower)."""
     return left_MB * right_BN if len(right_BN) == 1 else torch.mm(left_MB, right_BN)
@@ -94,7 +79,8 @@ class _Reads(NamedTuple):
     query_inverse: Tensor
     unit_key_MPK: Tensor
     key_inverse: Tensor
-    parts: list[_Part]
+    parts: list[tuple[slice, Components]]
+    """Of rows of the batch, part by part."""
 
 
 def _read(scores_PB: Tensor, readout: Tensor, key_MPK: Tensor, value_s_P: Tensor, sharpness: float) -> _Reads:
@@ -110,16 +96,11 @@ def _read(scores_PB: Tensor, readout: Tensor, key_MPK: Tensor, value_s_P: Tensor
     for rows in all_rows:
         query = unit_query[..., rows].reshape(3, key_size, -1)
         attention = _attention(unit_key, query, heads, sharpness)
-        attention_u, attention_v, attention_s = attention.unbind()
         share = gate_MHB[..., rows] / attention.sum(1)
-        share_u, share_v, share_s = share.unbind()
-        projection = product(attention_u, scores_PB[:, None, rows]).sum(0) * share_u
-        score = torch.mv(attention_s.view(n_slots, -1).t(), value_s_P).view_as(share_s) * share_s
-        sigma = F.softplus(score).flip(0).cumsum(0).flip(0)
-        coefficient = sigma * projection * share_v
-        slots.append(product(attention_v, coefficient).sum(1))
-        smallest.append(sigma[-1])
-        parts.append(_Part(rows, share, projection, score, sigma, coefficient))
+        slots_PB, components = composed(attention, share, scores_PB[:, rows], value_s_P)
+        slots.append(slots_PB)
+        smallest.append(components.sigma_HB[-1])
+        parts.append((rows, components))
     return _Reads(
         joined(slots), joined(smallest), gate_MHB, unit_query, query_inverse, unit_key, key_inverse, parts
     )
@@ -139,33 +120,24 @@ def _read_backward(
     key_t = unit_key.transpose(1, 2)
     d_scores, d_query, d_gate = [], [], []
     d_key, d_value = torch.zeros_like(unit_key.transpose(1, 2)), torch.zeros_like(value_s_P)
-    for rows, share, projection, score, sigma, coefficient in reads.parts:
+    for rows, components in reads.parts:
         gate = reads.gate_MHB[..., rows]
         query = unit_query[..., rows].reshape(3, key_size, -1)
-        attention = _attention(unit_key, query, len(sigma), sharpness)
-        attention_u, attention_v, attention_s = attention.unbind()
-        share_u, share_v, share_s = share.unbind()
-        value = torch.stack(
-            (scores_PB[:, rows], d_slots_PB[:, rows], value_s_P[:, None].expand(-1, sigma.shape[1]))
+        attention = _attention(unit_key, query, gate.shape[1], sharpness)
+        back = composed_backward(
+            attention,
+            components,
+            scores_PB[:, rows],
+            value_s_P,
+            d_slots_PB[:, rows],
+            None if d_smallest_B is None else d_smallest_B[rows],
         )
-        d_coefficient = product(attention_v, value[1].unsqueeze(1)).sum(0)
-        d_component = d_coefficient * share_v  # of σ·projection
-        d_sigma = d_component * projection
-        if d_smallest_B is not None:
-            d_sigma[-1] += d_smallest_B[rows]
-        d_projection = d_component * sigma
-        d_score = d_sigma.cumsum(0) * score.sigmoid()
-        gain = torch.stack((d_projection * share_u, coefficient, d_score * share_s))
-        flow = torch.stack((d_projection * projection, d_coefficient * coefficient, d_score * score))
-        gain_u, _, gain_s = gain.unbind()
-        d_scores.append(product(attention_u, gain_u).sum(1))
-        d_value.addmv_(attention_s.view(n_slots, -1), gain_s.reshape(-1))
-        d_gate.append(flow * (1 - gate))
-        d_logits = scratch("d_logits", attention.shape, attention)
-        torch.mul(gain.unsqueeze(1), value.unsqueeze(2), out=d_logits)
-        d_logits -= (flow * share / gate).unsqueeze(1)
-        d_logits = d_logits.mul_(attention).view(3, n_slots, -1)
-        d_query.append(torch.bmm(key_t, d_logits).view(3, key_size, len(sigma), -1))
+        d_scores.append(back.d_scores_PB)
+        d_value += back.d_value_s_P
+        d_gate.append(back.flow_MHB * (1 - gate))
+        d_logits = back.of_logits(attention, back.flow_MHB * components.share_MHB / gate)
+        d_logits = d_logits.view(3, n_slots, -1)
+        d_query.append(torch.bmm(key_t, d_logits).view(3, key_size, gate.shape[1], -1))
         d_key.baddbmm_(query, d_logits.transpose(1, 2))
     d_unit_query = joined(d_query)
     d_unit_key = d_key.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What the layers by hand share: scratch memory, unit vectors, parts of a batch."""
+"""What the layers by hand share: when they run, scratch memory, unit vectors, parts of a batch."""
 
 import math
 import threading
@@ -6,14 +6,26 @@ import threading
 import torch
 from torch import Tensor
 
+from neurocoder.policies.heads.program_memory import SMALLEST_NORM
+
 MAX_SHARPNESS = 40.0
 """exp(±40) and sums of a million of them are safe in float32: up to here no softmax needs its maximum subtracted."""
 
 LOG2_E = 1 / math.log(2)
 """exp(x) = 2^(x·log₂ e), and torch's power of two takes a third of the time of its exp."""
 
-SMALLEST = 1e-12
-"""Least norm that a vector is divided by, as in ``F.normalize``."""
+
+def can_run_by_hand(x: Tensor, weight: Tensor) -> bool:
+    """Whether this is a call that a layer by hand may take: for `x`, of a layer with `weight`."""
+    return (
+        # compilers fuse the equations themselves, and transforms need to see them
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.is_autocast_enabled(x.device.type)
+        and x.dtype == weight.dtype
+        and x.dtype in (torch.float32, torch.float64)
+        and x.numel() > 0
+    )
 
 
 class Scratch(threading.local):
@@ -41,7 +53,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 def unit_vectors(v: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Return v / |v| and 1 / |v| along `dim`."""
-    inverse = v.square().sum(dim, keepdim=True).sqrt_().clamp_min_(SMALLEST).reciprocal_()
+    inverse = v.square().sum(dim, keepdim=True).sqrt_().clamp_min_(SMALLEST_NORM).reciprocal_()
     return v * inverse, inverse
 
 

@@ -18,7 +18,7 @@ from neurocoder.policies.heads.base import (
 from neurocoder.policies.heads.composed import ComposedHead, ProgramTrace
 from neurocoder.policies.heads.controller import Controller
 from neurocoder.policies.heads.fused import Weights, fused_linear
-from neurocoder.policies.heads.fused_parts import MAX_SHARPNESS
+from neurocoder.policies.heads.fused_parts import MAX_SHARPNESS, can_run_by_hand
 from neurocoder.policies.heads.fused_steps import FEW_ROWS, fused_reads
 from neurocoder.policies.heads.resizing import append_rows, keep_rows, orthogonal_rows
 
@@ -342,13 +342,7 @@ class NeurocoderLinear(ComposedHead):
             and self.openness is None
             and self.shown is None
             and not self.frozen_slots
-            # compilers fuse the equations themselves, and transforms need to see them
-            and not torch.compiler.is_compiling()
-            and not torch._C._are_functorch_transforms_active()
-            and not torch.is_autocast_enabled(x.device.type)
-            and x.dtype == self.memory_u.dtype
-            and x.dtype in (torch.float32, torch.float64)
-            and x.numel() > 0
+            and can_run_by_hand(x, self.memory_u)
             # several steps ask, step by step, whether slots tie: no question for another device, nor for few rows
             and (self.attention_steps == 1 or (x.device.type == "cpu" and x[..., 0].numel() >= FEW_ROWS))
         )

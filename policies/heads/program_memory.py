@@ -27,6 +27,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+SMALLEST_NORM = 1e-12
+"""Least norm that a vector is divided by."""
+
 
 def working_program(
     u_BRI: Float[Tensor, "B R I"], sigma_BR: Float[Tensor, "B R"], v_BRO: Float[Tensor, "B R O"]
@@ -82,6 +85,11 @@ def open_slots(raw_P: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
     return raw_P + (raw_P.clamp_min(0) - raw_P).detach()
 
 
+def unit(v: Float[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
+    """Return v / max(‖v‖, δ) of vectors along the last dimension: ``F.normalize``, several times faster for short ones."""
+    return v * v.square().sum(dim=-1, keepdim=True).clamp_min(SMALLEST_NORM**2).rsqrt()
+
+
 def content_attention(
     query_BHK: Float[Tensor, "*M B H K"],
     key_PK: Float[Tensor, "*M P K"],
@@ -92,8 +100,8 @@ def content_attention(
 
     With openness ρ: cᵢ = ρᵢ eᵢ / Σ ρⱼ eⱼ for e = exp(sharpness · cos).
     """
-    query = F.normalize(query_BHK, dim=-1)
-    key = F.normalize(key_PK, dim=-1)
+    query = unit(query_BHK)
+    key = unit(key_PK)
     cosine = query.flatten(-3, -2) @ key.transpose(-1, -2)  # one product of [*M, B·H, K] and [*M, K, P]
     cosine = cosine.view((*query.shape[:-1], key.shape[-2]))
     if isinstance(sharpness, Tensor) or sharpness != 1.0:  # saves a pass over the largest tensor
@@ -112,7 +120,7 @@ def claimed_keys(
     Not in the paper. Slots take turns: with C classes among the inputs, slot i is for the inputs of the (i mod C)-th of them
     and for head (i div C) mod H, and its key is the mean of their queries' directions.
     """
-    query = F.normalize(query_BHK, dim=-1)
+    query = unit(query_BHK)
     classes = class_B.unique()  # sorted
     means = torch.stack([query[..., class_B == own, :, :].mean(dim=-3) for own in classes], dim=-2)
     keys = means.flatten(-3, -2)  # [*M, H·C, K]: head by head, class by class

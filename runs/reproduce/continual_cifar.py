@@ -2,8 +2,8 @@
 
 The paper trains a ResNet; here the images (96 × 96, bilinear) pass once through an ImageNet network of 3.4 M parameters, and
 what is learned is an MLP 1280-256-256-2 on its 1,280 features, all layers plain or all recoded (Table 5: P = 100, H = 10,
-K = 5, with residual; for a see ``continual_tables``). Scenario domain; Adam at 1e-3, four passes a task. The accuracies are not the paper's to compare
-with; which network forgets less is.
+K = 5, with residual; for a see ``continual_tables``). Scenario domain; Adam at 1e-3, four passes a task. The accuracies are not
+the paper's to compare with; which network forgets less is.
 """
 
 from collections.abc import Sequence

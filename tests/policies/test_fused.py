@@ -7,20 +7,30 @@ import pytest
 import torch
 
 from neurocoder.policies import NeurocoderLinear
-from neurocoder.policies.heads import fused, fused_parts, fused_steps
+from neurocoder.policies.heads import fused, fused_parts, fused_released, fused_steps
 from neurocoder.policies.heads import program_memory as pm
+from neurocoder.policies.heads.composed import ComposedHead
+from neurocoder.policies.heads.released import ReleasedNeurocoderLinear
 
 
 def layer(inputs=6, outputs=4, **options) -> NeurocoderLinear:
     settings = dict(slots=9, attention_heads=4, key_size=3, controller_size=5) | options
-    made = NeurocoderLinear(inputs, outputs, **settings).double()
+    return moved(NeurocoderLinear(inputs, outputs, **settings).double())
+
+
+def released(**options) -> ReleasedNeurocoderLinear:
+    settings = dict(slots=9, attention_heads=4, key_size=3) | options
+    return moved(ReleasedNeurocoderLinear(6, 4, **settings).double())
+
+
+def moved(made):
     with torch.no_grad():  # away from the harmless start, where many terms vanish
         for parameter in made.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
     return made
 
 
-def by_equations(made: NeurocoderLinear) -> NeurocoderLinear:
+def by_equations(made: ComposedHead) -> ComposedHead:
     other = copy.deepcopy(made)
     other.fused = False
     return other
@@ -36,9 +46,9 @@ def values_and_gradients(made, x, dy):
 
 @pytest.fixture
 def calls(monkeypatch) -> list[int]:
-    """Grows by the number of attention steps, as 1 or 2 for several, whenever a fused layer runs."""
+    """Grows by the number of attention steps, as 1 or 2 for several, whenever a fused layer runs; by 0 for a released one."""
     seen: list[int] = []
-    for steps, module in ((1, fused), (2, fused_steps)):
+    for steps, module in ((0, fused_released), (1, fused), (2, fused_steps)):
 
         def counting(*arguments, original=module._forward, steps=steps):
             seen.append(steps)
@@ -232,3 +242,50 @@ def test_the_least_used_are_those_of_eq_13(count, levels):
     lifted = pm.least_used_attention(usage.permute(0, 3, 2, 1), count).permute(0, 3, 2, 1)
     torch.testing.assert_close(chosen * (usage.amax(1, keepdim=True) - usage), lifted)
     assert (chosen.sum(1) == count).all()
+
+
+# --------------------------------------------------------------------------------- the released layer
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("content_keys", [True, False])
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("part", [1 << 21, 250])
+def test_values_and_gradients_of_the_release_are_those_of_its_equations(
+    residual, content_keys, batch, part, calls, monkeypatch
+):
+    monkeypatch.setattr(fused_released, "PART", part)  # 250: two rows at a time
+    made = released(residual=residual, content_keys=content_keys)
+    x, dy = torch.randn(batch, 6, dtype=torch.float64), torch.randn(batch, 4, dtype=torch.float64)
+    found, expected = values_and_gradients(made, x, dy), values_and_gradients(by_equations(made), x, dy)
+    assert calls == [0] and found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12, msg=name)
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), expected["y"], rtol=1e-10, atol=1e-12)
+
+
+def test_a_key_and_a_query_of_zero_have_the_gradients_of_the_release(calls):
+    """There the offsets of its cosine are all that counts."""
+    made = released(content_keys=False)
+    with torch.no_grad():
+        made.key_s[2] = 0
+        for net in made.queries:
+            net.bias.zero_()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    x[3] = 0
+    dy = torch.randn(5, 4, dtype=torch.float64)
+    found, expected = values_and_gradients(made, x, dy), values_and_gradients(by_equations(made), x, dy)
+    assert expected["key_s"][2].abs().max() > 100 * expected["key_s"][3].abs().max()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_the_release_keeps_the_leading_dimensions_and_steps_go_through_the_equations(calls):
+    made = released().float()
+    x = torch.randn(2, 3, 6)
+    y = made(x)
+    assert calls == [0] and y.shape == (2, 3, 4) and y.dtype == torch.float32
+    torch.testing.assert_close(y[1, 2], made(x[1, 2]), rtol=1e-4, atol=1e-5)
+    released(attention_steps=2)(x.double())
+    assert calls == [0, 0]

@@ -231,6 +231,19 @@ def test_gated_attention_by_hand():
     torch.testing.assert_close(mixed, torch.tensor([[[0.75 * 0.25 + 0.25 * 0.6, 0.75 * 0.75]]]))
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e-15])
+def test_unit_vectors_are_those_of_normalize_down_to_zero(scale):
+    v = scale * torch.randn(4, 3, 5, dtype=torch.float64)
+    v[0, 0] = 0
+    v.requires_grad_()
+    dv = torch.randn_like(v)
+    ours, theirs = pm.unit(v), torch.nn.functional.normalize(v, dim=-1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+    found, expected = (torch.autograd.grad(y, v, dv)[0] for y in (ours, theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 / scale)
+    assert torch.isfinite(pm.unit(torch.zeros(2, 5))).all()
+
+
 def test_content_attention_by_hand():
     key = torch.tensor([[2.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])
     weights = pm.content_attention(torch.tensor([[[3.0, 0.0]]]), key)

@@ -149,6 +149,11 @@ def wait_for(found):
         time.sleep(0.05)
 
 
+def learning(folder):
+    """The trainings in `folder` that have a row of progress: the checkpoint of step 0 is there before the first update."""
+    return [file for file in folder.glob("runs/*/*/*/progress.csv") if file.read_text().count("\n") > 1]
+
+
 def test_a_folder_has_one_writer(tmp_path, capsys):
     folder = tmp_path / "reproduce" / "fig6"
     folder.mkdir(parents=True)
@@ -166,7 +171,7 @@ def test_sigterm_ends_the_trainings_too_with_their_state_saved(tmp_path):
     command = [sys.executable, "-m", "neurocoder.runs.cli", "reproduce", "fig6", "--logs", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "reproduce" / "fig6"
-    wait_for(lambda: len(list(folder.glob("runs/*/*/*/checkpoints/0"))) == 2)
+    wait_for(lambda: len(learning(folder)) == 2)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130 and said == "neurocoder: interrupted\n"
@@ -180,7 +185,7 @@ def test_no_training_outlives_the_command_that_was_killed(tmp_path):
     command = [sys.executable, "-m", "neurocoder.runs.cli", "reproduce", "fig6", "--logs", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     folder = tmp_path / "reproduce" / "fig6"
-    wait_for(lambda: len(list(folder.glob("runs/*/*/*/checkpoints/0"))) == 2)
+    wait_for(lambda: len(learning(folder)) == 2)
     process.kill()
     process.wait(timeout=30)
     runs = [run for logs in folder.glob("runs/*") for run in find_runs(logs)]
@@ -214,7 +219,7 @@ def test_a_training_that_is_killed_fails_alone(tmp_path):
     setting = digits("long", "linear").with_overrides(**LONG)
     with ThreadPoolExecutor(1) as pool:
         lost = pool.submit(trainings.train, setting, 0, tmp_path, commands)
-        wait_for(lambda: list(tmp_path.glob("runs/*/*/*/checkpoints/0")))
+        wait_for(lambda: learning(tmp_path))
         (process,) = multiprocessing.active_children()
         process.kill()
         with pytest.raises(NeurocoderError, match=r"failed \(exit code -9\)"):
@@ -224,7 +229,7 @@ def test_a_training_that_is_killed_fails_alone(tmp_path):
 
 def test_an_interrupted_training_is_not_left_alone(tmp_path, monkeypatch):
     def interrupted(sentinels):
-        wait_for(lambda: list(tmp_path.glob("runs/*/*/*/checkpoints/0")))
+        wait_for(lambda: learning(tmp_path))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(side_by_side, "wait", interrupted)
