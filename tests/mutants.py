@@ -135,7 +135,7 @@ MUTANTS = [
     Mutant(
         FUSED, "d_gate.append(back.flow_MHB * (1 - gate))", "d_gate.append(back.flow_MHB * gate)", "fused"
     ),
-    Mutant(FUSED, "components.share_MHB / gate)", "components.share_MHB)", "fused"),
+    Mutant(FUSED, "back.flow_MHB * inverse)", "back.flow_MHB * components.share_MHB)", "fused"),
     Mutant(RELEASED, ".mul_(-key_size / LOG2_E)", ".mul_(key_size / LOG2_E)", "fused"),
     Mutant(RELEASED, "d_key += _slope(d_key_norm, key_norm).unsqueeze(2) * key", "pass", "fused"),
     Mutant(RELEASED, "torch.where(norm > 0, d_norm / norm, 0)", "d_norm / norm", "fused"),

@@ -50,6 +50,7 @@ class ComposedHead(Head):
     memory_u: nn.Parameter
     memory_v: nn.Parameter
     residual: nn.Parameter | None
+    residual_gate: nn.Linear | None
     key_nets: tuple[str, str]
     """Names of the linear layers that make keys of M_U and of M_V, where these are not None."""
     frozen_slots = 0
@@ -85,6 +86,14 @@ class ComposedHead(Head):
         if self.residual is not None:
             y_BO = y_BO + scale_B.unsqueeze(-1) * (x_BI @ self.residual)
         return PutOut(y_BO, slots_BP, scale_B)
+
+    def put_out_by_hand(self, x_BI: Tensor, slots_PB: Tensor, smallest_sigma_B: Tensor) -> Tensor:
+        """Return y [B, out] from what a layer by hand reads: what multiplies the rows of M_V, and σ_R."""
+        y_BO = slots_PB.t() @ self.memory_v
+        if self.residual is None or self.residual_gate is None:
+            return y_BO
+        gate_B1 = torch.sigmoid(self.residual_gate(x_BI))
+        return y_BO + gate_B1 * smallest_sigma_B.unsqueeze(-1) * (x_BI @ self.residual)
 
     def forward_with_trace(self, x: Tensor) -> tuple[Tensor, ProgramTrace]:
         """Return y [..., out] and the trace of the same pass."""

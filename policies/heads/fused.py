@@ -79,8 +79,8 @@ class _Reads(NamedTuple):
     query_inverse: Tensor
     unit_key_MPK: Tensor
     key_inverse: Tensor
-    parts: list[tuple[slice, Components]]
-    """Of rows of the batch, part by part."""
+    parts: list[tuple[slice, Tensor, Components]]
+    """Of rows of the batch, part by part: 1/Z, and the components."""
 
 
 def _read(scores_PB: Tensor, readout: Tensor, key_MPK: Tensor, value_s_P: Tensor, sharpness: float) -> _Reads:
@@ -96,11 +96,12 @@ def _read(scores_PB: Tensor, readout: Tensor, key_MPK: Tensor, value_s_P: Tensor
     for rows in all_rows:
         query = unit_query[..., rows].reshape(3, key_size, -1)
         attention = _attention(unit_key, query, heads, sharpness)
-        share = gate_MHB[..., rows] / attention.sum(1)
+        inverse = attention.sum(1).reciprocal_()
+        share = gate_MHB[..., rows] * inverse
         slots_PB, components = composed(attention, share, scores_PB[:, rows], value_s_P)
         slots.append(slots_PB)
         smallest.append(components.sigma_HB[-1])
-        parts.append((rows, components))
+        parts.append((rows, inverse, components))
     return _Reads(
         joined(slots), joined(smallest), gate_MHB, unit_query, query_inverse, unit_key, key_inverse, parts
     )
@@ -120,7 +121,7 @@ def _read_backward(
     key_t = unit_key.transpose(1, 2)
     d_scores, d_query, d_gate = [], [], []
     d_key, d_value = torch.zeros_like(unit_key.transpose(1, 2)), torch.zeros_like(value_s_P)
-    for rows, components in reads.parts:
+    for rows, inverse, components in reads.parts:
         gate = reads.gate_MHB[..., rows]
         query = unit_query[..., rows].reshape(3, key_size, -1)
         attention = _attention(unit_key, query, gate.shape[1], sharpness)
@@ -135,7 +136,7 @@ def _read_backward(
         d_scores.append(back.d_scores_PB)
         d_value += back.d_value_s_P
         d_gate.append(back.flow_MHB * (1 - gate))
-        d_logits = back.of_logits(attention, back.flow_MHB * components.share_MHB / gate)
+        d_logits = back.of_logits(attention, back.flow_MHB * inverse)
         d_logits = d_logits.view(3, n_slots, -1)
         d_query.append(torch.bmm(key_t, d_logits).view(3, key_size, gate.shape[1], -1))
         d_key.baddbmm_(query, d_logits.transpose(1, 2))

@@ -36,8 +36,11 @@ class Gradients(NamedTuple):
     d_scores_PB: Tensor
     d_value_s_P: Tensor
     gain_MHB: Tensor
+    """The factor of the values."""
     flow_MHB: Tensor
+    """r dr."""
     value_MPB: Tensor
+    """What the exponentials weigh: scores, the gradient of what multiplies M_V's rows, and the values of S."""
 
     def of_logits(self, attention_MPHB: Tensor, flow_share_MHB: Tensor) -> Tensor:
         """Return the logits' gradient, in scratch memory, for flow/Z."""

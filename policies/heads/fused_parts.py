@@ -21,7 +21,7 @@ def can_run_by_hand(x: Tensor, weight: Tensor) -> bool:
         # compilers fuse the equations themselves, and transforms need to see them
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
-        and not torch.is_autocast_enabled(x.device.type)
+        and not (torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type))
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
         and x.numel() > 0
@@ -29,7 +29,7 @@ def can_run_by_hand(x: Tensor, weight: Tensor) -> bool:
 
 
 class Scratch(threading.local):
-    """Memory that a thread keeps for tensors that do not outlive a call, by place and dtype."""
+    """Memory that a thread keeps for tensors that do not outlive a call, by place and dtype; on a GPU for one stream."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
@@ -39,7 +39,8 @@ class Scratch(threading.local):
         key, size = (place, like.device, like.dtype), math.prod(shape)
         buffer = self._buffers.get(key)
         if buffer is None or len(buffer) < size:
-            buffer = self._buffers[key] = like.new_empty(size)
+            with torch.inference_mode(False):  # it is written to outside of inference, too
+                buffer = self._buffers[key] = torch.empty(size, dtype=like.dtype, device=like.device)
         return buffer[:size].view(shape)
 
 

@@ -3,7 +3,8 @@
 That is s = q·k / d, d = K a b + δ with a = ‖q‖ + δ, b = ‖k‖ + δ, whose last δ keeps d from being a product: it is made beside
 E = exp(s), in scratch memory, and again in the backward pass. |s| < 1/K, so that no maximum is subtracted.
 
-Backward, for the gradient ds of s: d(q·k) = ds/d and dd = −s ds/d, of which a gets Σₖ K b dd, and b likewise.
+Backward, for the gradient ds of s: the product q·k gets ds/d, d gets −s ds/d, and a b gets K times that, which goes on
+to a, times b and summed over slots, and to b, times a and summed over queries.
 
 Shape suffixes are those of :mod:`program_memory`, with M = 3 memories ordered U, V, S, and N = H·B queries.
 """
@@ -18,7 +19,7 @@ from neurocoder.policies.heads.fused_components import Components, composed, com
 from neurocoder.policies.heads.fused_parts import LOG2_E, joined, parts_of, scratch
 
 PART = 1 << 21
-"""Numbers of the [M, P, H, B] attention that are made at a time (8 MiB in float32)."""
+"""Numbers of the [M, P, H, B] attention that are made at a time (8 MiB in float32, and four such tensors)."""
 
 
 class _Attention(NamedTuple):
@@ -104,14 +105,11 @@ def _backward(
         query, norm = saved.query_MKHB[..., rows], query_norm[..., rows]
         d_key.baddbmm_(d_product, query.flatten(2).transpose(1, 2))
         d_part = torch.bmm(key.transpose(1, 2), d_product).view_as(query)
-        # of d / K
-        d_denominator = attention.logits.mul_(d_product).mul_(-key_size / LOG2_E)
+        d_norms = attention.logits.mul_(d_product).mul_(-key_size / LOG2_E)
         # as a row times a matrix: a matrix times a column takes five times as long
-        d_key_norm += torch.bmm(
-            (norm + offset).flatten(1).unsqueeze(1), d_denominator.transpose(1, 2)
-        ).squeeze(1)
-        d_norm = torch.bmm((key_norm + offset).unsqueeze(1), d_denominator).view_as(norm)
-        d_query.append(d_part + (_slope(d_norm, norm).unsqueeze(1) * query))
+        d_key_norm += torch.bmm((norm + offset).flatten(1).unsqueeze(1), d_norms.transpose(1, 2)).squeeze(1)
+        d_norm = torch.bmm((key_norm + offset).unsqueeze(1), d_norms).view_as(norm)
+        d_query.append(d_part + _slope(d_norm, norm).unsqueeze(1) * query)
     d_key += _slope(d_key_norm, key_norm).unsqueeze(2) * key
     return joined(d_scores), joined(d_query), d_key, d_value
 
@@ -122,7 +120,7 @@ def _norm(v: Tensor, dim: int) -> Tensor:
 
 
 def _slope(d_norm: Tensor, norm: Tensor) -> Tensor:
-    """Return what times a vector is its gradient from its norm's; the norm of 0 has none."""
+    """Return f so that f v is the gradient of v, for that of ‖v‖; 0 for v = 0."""
     return torch.where(norm > 0, d_norm / norm, 0)
 
 

@@ -71,7 +71,8 @@ class NeurocoderLinear(ComposedHead):
     from it would lie on one line.
 
     With a fixed sharpness the layer runs :mod:`fused` (one step) or, on the CPU, :mod:`fused_steps`: several times
-    faster and differentiable once. Set ``layer.fused = False`` where second derivatives are wanted.
+    faster and differentiable once. Set ``layer.fused = False`` where second derivatives are wanted, batches of
+    gradients (``is_grads_batched``) or forward-mode ones.
     """
 
     fused = True
@@ -326,11 +327,7 @@ class NeurocoderLinear(ComposedHead):
             least_used=self.least_used,
             sharpness=self.fixed_sharpness,
         )
-        y = slots_PB.t() @ self.memory_v
-        if self.residual is None or self.residual_gate is None:
-            return y
-        gate_B1 = torch.sigmoid(self.residual_gate(x_BI))
-        return y + gate_B1 * smallest_sigma_B.unsqueeze(-1) * (x_BI @ self.residual)
+        return self.put_out_by_hand(x_BI, slots_PB, smallest_sigma_B)
 
     def _fusable(self, x: Tensor) -> bool:
         """Whether :mod:`fused` or :mod:`fused_steps` computes this layer for this input."""

@@ -137,7 +137,7 @@ class ReleasedNeurocoderLinear(ComposedHead):
     the bound that Xavier's rule gives to the whole: a value is then never mistaken for a key.
 
     With 0 steps the layer runs :mod:`fused_released`, faster and differentiable once. Set ``layer.fused = False`` where
-    second derivatives are wanted.
+    second derivatives are wanted, batches of gradients (``is_grads_batched``) or forward-mode ones.
     """
 
     fused = True
@@ -320,13 +320,14 @@ class ReleasedNeurocoderLinear(ComposedHead):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to y [..., out]."""
-        if self.attention_steps or not self.fused or not can_run_by_hand(x, self.memory_u):
+        by_hand = self.fused and self.attention_steps == 0 and not self.frozen_slots
+        if not by_hand or not can_run_by_hand(x, self.memory_u):
             return self.forward_with_trace(x)[0]
         return self._fused_read(self.flatten(x)).view((*x.shape[:-1], self.out_features))
 
     def _fused_read(self, x_BI: Tensor) -> Tensor:
         """Return y [B, out] of a layer with 0 steps."""
-        assert self.queries is not None and self.residual_gate is not None
+        assert self.queries is not None
         shape = (self.attention_heads, self.key_size)
         query = torch.stack([net(x_BI).t().unflatten(0, shape) for net in self.queries])
         slots_PB, smallest_sigma_B = fused_released_read(
@@ -336,11 +337,7 @@ class ReleasedNeurocoderLinear(ComposedHead):
             self.memory_s.squeeze(-1),
             offset=NORM_OFFSET,
         )
-        y = slots_PB.t() @ self.memory_v
-        if self.residual is None:
-            return y
-        gate_B1 = torch.sigmoid(self.residual_gate(x_BI))
-        return y + gate_B1 * smallest_sigma_B.unsqueeze(-1) * (x_BI @ self.residual)
+        return self.put_out_by_hand(x_BI, slots_PB, smallest_sigma_B)
 
     # --------------------------------------------------------------------------------------- study
 

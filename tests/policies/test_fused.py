@@ -18,8 +18,12 @@ def layer(inputs=6, outputs=4, **options) -> NeurocoderLinear:
     return moved(NeurocoderLinear(inputs, outputs, **settings).double())
 
 
+NOT_READ = ("key_u", "key_v", "bias")
+"""Parameters of :func:`released` that its output does not depend on."""
+
+
 def released(**options) -> ReleasedNeurocoderLinear:
-    settings = dict(slots=9, attention_heads=4, key_size=3) | options
+    settings = dict(slots=9, attention_heads=4, key_size=3, residual=True) | options
     return moved(ReleasedNeurocoderLinear(6, 4, **settings).double())
 
 
@@ -84,8 +88,9 @@ def test_single_precision_stays_near_the_equations_with_many_slots_and_sharp_att
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-3 * scale, msg=name)
 
 
-def test_scratch_memory_is_not_shared_by_layers_whose_passes_interleave():
-    first, second = layer(), layer()
+@pytest.mark.parametrize("make", [layer, released])
+def test_scratch_memory_is_not_shared_by_layers_whose_passes_interleave(make):
+    first, second = make(), make()
     x = torch.randn(5, 6, dtype=torch.float64)
     dy = torch.randn(5, 4, dtype=torch.float64)
     expected = [values_and_gradients(by_equations(made), x, dy) for made in (first, second)]
@@ -97,18 +102,21 @@ def test_scratch_memory_is_not_shared_by_layers_whose_passes_interleave():
             torch.testing.assert_close(parameter.grad, values[name])
 
 
-def test_the_graph_can_be_kept_and_used_again():
-    made = layer()
+@pytest.mark.parametrize("make", [layer, released])
+def test_the_graph_can_be_kept_and_used_again(make):
+    made = make()
     y = made(torch.randn(3, 6, dtype=torch.float64)).sum()
-    first = torch.autograd.grad(y, tuple(made.parameters()), retain_graph=True)
+    read = [p for name, p in made.named_parameters() if name not in NOT_READ]
+    first = torch.autograd.grad(y, read, retain_graph=True)
     made(torch.randn(5, 6, dtype=torch.float64))  # overwrites the scratch memory
-    second = torch.autograd.grad(y, tuple(made.parameters()))
+    second = torch.autograd.grad(y, read)
     for one, two in zip(first, second, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
-def test_threads_have_their_own_scratch_memory():
-    made = layer()
+@pytest.mark.parametrize("make", [layer, released])
+def test_threads_have_their_own_scratch_memory(make):
+    made = make()
     xs = [torch.randn(40, 6, dtype=torch.float64) for _ in range(4)]
     expected = [made(x).detach() for x in xs]
     wrong: list[int] = []
@@ -137,8 +145,9 @@ def test_leading_dimensions_and_no_grad_take_the_same_path(calls):
     assert made(x[:0]).shape == (0, 3, 4) and len(calls) == 3
 
 
-def test_a_changed_parameter_is_noticed_by_backward():
-    made = layer()
+@pytest.mark.parametrize("make", [layer, released])
+def test_a_changed_parameter_is_noticed_by_backward(make):
+    made = make()
     y = made(torch.randn(3, 6, dtype=torch.float64)).sum()
     with torch.no_grad():
         made.memory_u.mul_(2)
@@ -146,8 +155,9 @@ def test_a_changed_parameter_is_noticed_by_backward():
         y.backward()
 
 
-def test_second_derivatives_are_refused_unless_the_equations_run():
-    made = layer()
+@pytest.mark.parametrize("make", [layer, released])
+def test_second_derivatives_are_refused_unless_the_equations_run(make):
+    made = make()
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(made(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -155,8 +165,9 @@ def test_second_derivatives_are_refused_unless_the_equations_run():
     assert torch.autograd.gradgradcheck(by_equations(made), x)
 
 
-def test_per_sample_gradients_work_and_agree_with_a_loop():
-    made = layer()
+@pytest.mark.parametrize("make", [layer, released])
+def test_per_sample_gradients_work_and_agree_with_a_loop(make):
+    made = make()
     parameters = {name: p.detach() for name, p in made.named_parameters()}
     x = torch.randn(4, 6, dtype=torch.float64)
 
@@ -168,7 +179,8 @@ def test_per_sample_gradients_work_and_agree_with_a_loop():
         made.zero_grad()
         made(row).square().sum().backward()
         for name, parameter in made.named_parameters():
-            torch.testing.assert_close(gradients[name][i], parameter.grad)
+            expected = torch.zeros_like(parameter) if name in NOT_READ else parameter.grad
+            torch.testing.assert_close(gradients[name][i], expected)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +197,40 @@ def test_per_sample_gradients_work_and_agree_with_a_loop():
 def test_what_it_does_not_compute_goes_through_the_equations(options, calls):
     layer(**options)(torch.randn(20, 6, dtype=torch.float64))
     assert not calls
+
+
+@pytest.mark.parametrize("make", [layer, released])
+def test_what_was_computed_in_inference_mode_hinders_no_training(make):
+    made = make()
+    x = torch.randn(3, 6, dtype=torch.float64)
+
+    def work():
+        with torch.inference_mode():
+            made(x)
+        made(x).sum().backward()
+        done.append(made.memory_u.grad is not None)
+
+    done: list[bool] = []
+    thread = threading.Thread(target=work)  # whose scratch memory is fresh
+    thread.start()
+    thread.join()
+    assert done == [True]
+
+
+def test_a_gate_that_is_shut_stops_what_comes_through_it():
+    made = layer().float()
+    with torch.no_grad():
+        gates = made.controller.readout.bias.view(3, made.key_size + 1, 4)[:, -1]
+        gates[0] = -200  # of U; its sigmoid is 0
+    x, dy = torch.randn(5, 6), torch.randn(5, 4)
+    found, expected = values_and_gradients(made, x, dy), values_and_gradients(by_equations(made), x, dy)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("make", [layer, released])
+def test_shapes_can_be_asked_for_without_numbers(make):
+    assert make().to("meta")(torch.empty(3, 6, dtype=torch.float64, device="meta")).shape == (3, 4)
 
 
 # --------------------------------------------------------------------------------------- several steps
