@@ -161,6 +161,11 @@ class TrainConfig:
 # ------------------------------------------------------------------------------------- typed loading
 
 
+# Made once, not in the threads that the viewer answers in: it parses source, and of two threads that do so at a time one may fail in
+# CPython 3.11 ("AST constructor recursion depth mismatch").
+_TRAIN_CONFIG = pydantic.TypeAdapter(TrainConfig)
+
+
 def from_mapping(values: Mapping[str, Any], source: str) -> TrainConfig:
     """Return the configuration that `values` (parsed TOML) describes; `source` names them in errors.
 
@@ -171,7 +176,7 @@ def from_mapping(values: Mapping[str, Any], source: str) -> TrainConfig:
     """
     _refuse_unknown(TrainConfig, values, source)
     try:
-        return pydantic.TypeAdapter(TrainConfig).validate_python(dict(values))
+        return _TRAIN_CONFIG.validate_python(dict(values))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")

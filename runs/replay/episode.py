@@ -125,6 +125,11 @@ class EpisodeInfo:
                 raise ReplayError(what)
 
 
+# Made once, not in the threads that the viewer answers in: it parses source, and of two threads that do so at a time one may fail in
+# CPython 3.11 ("AST constructor recursion depth mismatch").
+_EPISODE_INFO = pydantic.TypeAdapter(EpisodeInfo)
+
+
 def checksums(rows: np.ndarray, block: int = BLOCK) -> list[int]:
     """Return the CRC-32 of each `block` rows of an array, as little-endian bytes."""
     little = np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
@@ -161,7 +166,7 @@ def read_info(folder: Path) -> EpisodeInfo:
             f"{file}: schema {schema!r}, this version reads {SCHEMA}; use the version that recorded it"
         )
     try:
-        info = pydantic.TypeAdapter(EpisodeInfo).validate_python(values)
+        info = _EPISODE_INFO.validate_python(values)
         info.validate()
     except ReplayError as error:
         raise ReplayError(f"{file}: damaged: {error}") from None

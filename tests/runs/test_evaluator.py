@@ -124,6 +124,12 @@ def kept(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.path / "evaluations.jsonl").read_text("utf-8").splitlines()]
 
 
+def hung_up(evaluator: Evaluator) -> bool:
+    """Whether its pipe has ended: a process may be a zombie while threads of it still hold their end."""
+    assert evaluator._connection is not None
+    return evaluator._connection.poll()
+
+
 def ended(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] == "Z"
@@ -215,7 +221,7 @@ def test_a_killed_evaluator_is_reported_and_replaced(logs: Path) -> None:
 
         idle = process_of(evaluator)
         os.kill(idle, signal.SIGKILL)
-        wait_until(lambda: ended(idle))
+        wait_until(lambda: hung_up(evaluator))
         evaluator.submit(paths[2])
         assert news(evaluator) == ([], ["the evaluator died (exit code -9)"])
         assert evaluator.poll() == ([], [])  # said once
