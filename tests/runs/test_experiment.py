@@ -143,7 +143,7 @@ LONG = {"steps": 6_400_000, "checkpoint_every": 6_400, "evaluation.every": 6_400
 
 
 def wait_for(found):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not found():
         assert time.monotonic() < deadline
         time.sleep(0.05)
