@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 import torch.multiprocessing
@@ -21,9 +22,26 @@ def child_context() -> Any:
     """
     if not sys.platform.startswith("linux"):
         return torch.multiprocessing.get_context("spawn")
-    context = torch.multiprocessing.get_context("forkserver")
+    context = _Context()
     context.set_forkserver_preload([PRELOADED])
     return context
+
+
+class _Process(ForkServerProcess):
+    """A child with its parent's environment variables: the server's are those of the moment when it began."""
+
+    def start(self) -> None:
+        self._variables = dict(os.environ)
+        super().start()
+
+    def run(self) -> None:
+        os.environ.clear()
+        os.environ.update(self._variables)
+        super().run()
+
+
+class _Context(ForkServerContext):
+    Process = _Process
 
 
 def exit_with_parent() -> None:
