@@ -539,6 +539,17 @@ def test_the_program_refuses_a_head_option_of_the_wrong_type_in_one_line(logs: P
     assert not logs.exists()
 
 
+def test_the_interpreter_runs_the_program_too(logs: Path) -> None:
+    """Trainings start processes, which must find their main module again."""
+    small = ["--steps", "64", "--workers", "1", "--set", "a3c.envs_per_worker=2", "--set", "a3c.n_steps=8"]
+    done = subprocess.run(
+        [sys.executable, "-m", "neurocoder", "train", "CartPole-v1", *small, "--logs", str(logs)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(logs.glob("CartPole-v1/*/progress.csv"))
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     code = (
