@@ -161,14 +161,15 @@ class Worker:
         self._precision = torch.autocast(self._device.type, torch.bfloat16, enabled=spec.precision == "bf16")
         self._updates_before = float(model.updates) - int(board.updates.sum())
         size = config.envs_per_worker // config.env_groups
-        repeatable = self._policy.encoder.repeatable
-        keeps = spec.precision == "fp32" and config.keeps_acting_pass and repeatable
+        lowered = spec.precision == "bf16"
+        trunk = self._policy.encoder, self._policy.core
+        keeps = config.keeps_acting_pass and Tape.can_record(*trunk, lowered=lowered)
         self._actors = [
             Actor(
                 self._policy,
                 spec.make_envs(size),
                 torch.Generator(self._device).manual_seed(action_seed + group),
-                tape=Tape(config.n_steps) if keeps else None,
+                tape=Tape(config.n_steps, lowered=lowered) if keeps else None,
                 beat=lambda: board.beat(index),
             )
             for group in range(config.env_groups)

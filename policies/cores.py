@@ -3,7 +3,8 @@
 A sequence is computed in two ways: ``core(features, state, episode_start)``, or ``record`` for each step and one
 ``backward_from`` at the end, for the :class:`~neurocoder.policies.tape.Tape`. LSTM and GRU have one backward pass
 through time for both, by hand: per step it does only what depends on the step after; gradients of weights and
-features are one matrix product over all steps.
+features are one matrix product over all steps. Products are in the weights' precision, which may be bfloat16, and all
+else in that of the state.
 
 Shape suffixes: T time, B batch, F features, H units, G all gates (4H for an LSTM, 3H for a GRU).
 """
@@ -26,6 +27,11 @@ Kept = tuple[Tensor, ...]
 """What a recorded step leaves for the backward pass: tensors [B, ...], or [T, B, ...] for a sequence."""
 
 
+def product(a: Tensor, weight: Tensor) -> Tensor:
+    """Return a @ weight, computed in the weight's precision, in a's."""
+    return (a.to(weight.dtype) @ weight).to(a.dtype)
+
+
 def reset_state(state: State, episode_start: Tensor) -> State:
     """Zero the rows of `state` whose episode starts (`episode_start` [B], bool)."""
     return tuple(part.masked_fill(episode_start.view(-1, *[1] * (part.ndim - 1)), 0) for part in state)
@@ -37,6 +43,11 @@ class Core(nn.Module):
     def __init__(self, in_features: int, size: int | None = None) -> None:
         super().__init__()
         self.out_features = in_features
+
+    @property
+    def lowerable(self) -> bool:
+        """Whether ``record`` and ``backward_from`` of a copy of it with bfloat16 parameters keep its state in float32."""
+        return type(self) is Core
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state at the start of an episode, for `batch_size` rows."""
@@ -109,6 +120,10 @@ class RecurrentCore(Core):
 
     cell: nn.LSTMCell | nn.GRUCell
 
+    @property
+    def lowerable(self) -> bool:
+        return True
+
     @staticmethod
     def advance(projected_BG: Tensor, state: State, weights: CellWeights) -> tuple[State, Kept]:
         """Return next state (its first part is the output) and what was computed on the way.
@@ -148,13 +163,15 @@ class RecurrentCore(Core):
     def record(self, features: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State, Kept]:
         weights = CellWeights(*self.cell.parameters())
         state = reset_state(state, episode_start)
-        projected = F.linear(features, weights.ih_GF, weights.bias_ih_G)
+        projected = F.linear(features.to(weights.ih_GF.dtype), weights.ih_GF, weights.bias_ih_G)
+        projected = projected.to(state[0].dtype)
         next_state, computed = self.advance(projected, state, weights)
         return next_state[0], next_state, (features, episode_start, *state, *computed)
 
     def backward_from(self, kept: Kept, grad_output: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         weights = CellWeights(*self.cell.parameters())
-        zeros = self.initial_state(grad_output.shape[1])  # nothing after the last step has a gradient
+        # nothing after the last step has a gradient
+        zeros = tuple(part.to(grad_output.dtype) for part in self.initial_state(grad_output.shape[1]))
         grad_features, gradients, _ = _sequence_backward(self, weights, kept, grad_output, zeros)
         return grad_features, gradients
 
@@ -169,13 +186,14 @@ def _sequence_backward(
         computed, states, episode_start, weights.hh_GH, grad_output, grad_state
     )
     grad_projected_NG, grad_inner_NG = grad_projected.flatten(0, 1), grad_inner.flatten(0, 1)
+    dtype = weights.ih_GF.dtype
     gradients = CellWeights(
-        grad_projected_NG.t() @ features.flatten(0, 1),
-        grad_inner_NG.t() @ states[0].flatten(0, 1),
+        product(grad_projected_NG.t(), features.flatten(0, 1).to(dtype)),
+        product(grad_inner_NG.t(), states[0].flatten(0, 1).to(dtype)),
         grad_projected_NG.sum(0),
         grad_inner_NG.sum(0),
     )
-    return (grad_projected_NG @ weights.ih_GF).view_as(features), gradients, grad_initial
+    return product(grad_projected_NG, weights.ih_GF).view_as(features), gradients, grad_initial
 
 
 class _Sequence(torch.autograd.Function):
@@ -230,7 +248,8 @@ class LSTMCore(RecurrentCore):
     @staticmethod
     def advance(projected_BG: Tensor, state: State, weights: CellWeights) -> tuple[State, Kept]:
         hidden, cell = state
-        gates = torch.addmm(weights.bias_hh_G, hidden, weights.hh_GH.t()).add_(projected_BG)
+        inner = torch.addmm(weights.bias_hh_G, hidden.to(weights.hh_GH.dtype), weights.hh_GH.t())
+        gates = inner.to(hidden.dtype).add_(projected_BG)
         input_gate, forget_gate, candidate, output_gate = gates.chunk(4, -1)
         gates[:, : 2 * hidden.shape[1]].sigmoid_()
         candidate.tanh_()
@@ -268,7 +287,7 @@ class LSTMCore(RecurrentCore):
             grad_cell = torch.addcmul(grad_cell, grad_hidden, cell_slope[t])
             torch.mul(grad_cell.unsqueeze(1), slope[t, :, :3], out=grad_gates[t, :, :3])
             torch.mul(grad_hidden, slope[t, :, 3], out=grad_gates[t, :, 3])
-            before = (grad_gates[t].flatten(1) @ hh_GH, grad_cell * forget_gate[t])
+            before = (product(grad_gates[t].flatten(1), hh_GH), grad_cell * forget_gate[t])
             grad_hidden, grad_cell = reset_state(before, episode_start_TB[t])
         grad_TBG = grad_gates.flatten(2)
         return grad_TBG, grad_TBG, (grad_hidden, grad_cell)
@@ -294,7 +313,8 @@ class GRUCore(RecurrentCore):
     def advance(projected_BG: Tensor, state: State, weights: CellWeights) -> tuple[State, Kept]:
         (hidden,) = state
         size = hidden.shape[1]
-        inner = torch.addmm(weights.bias_hh_G, hidden, weights.hh_GH.t())
+        inner = torch.addmm(weights.bias_hh_G, hidden.to(weights.hh_GH.dtype), weights.hh_GH.t())
+        inner = inner.to(hidden.dtype)
         gates = (inner[:, : 2 * size] + projected_BG[:, : 2 * size]).sigmoid_()
         reset_gate, update_gate = gates.chunk(2, -1)
         inner_candidate = inner[:, 2 * size :]
@@ -328,7 +348,7 @@ class GRUCore(RecurrentCore):
         for t in reversed(range(len(inner_slope))):
             torch.add(grad_output_TBH[t], following, out=grad_hidden[t])
             torch.mul(grad_hidden[t].unsqueeze(1), inner_slope[t], out=grad_inner[t])
-            before = torch.addcmul(grad_inner[t].flatten(1) @ hh_GH, grad_hidden[t], update_gate[t])
+            before = torch.addcmul(product(grad_inner[t].flatten(1), hh_GH), grad_hidden[t], update_gate[t])
             (following,) = reset_state((before,), episode_start_TB[t])
         grad_inner_TBG = grad_inner.flatten(2)
         n_gates = gates_TBG.shape[-1]
@@ -342,6 +362,10 @@ class StackedCore(Core):
     def __init__(self, layers: Sequence[Core]) -> None:
         super().__init__(layers[-1].out_features)
         self.layers = nn.ModuleList(layers)
+
+    @property
+    def lowerable(self) -> bool:
+        return all(core.lowerable for core in self._cores())
 
     def initial_state(self, batch_size: int) -> State:
         return tuple(part for core in self._cores() for part in core.initial_state(batch_size))

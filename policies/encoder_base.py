@@ -35,6 +35,11 @@ class Encoder(nn.Module):
         """
         return True
 
+    @property
+    def lowerable(self) -> bool:
+        """Whether a copy of it with bfloat16 parameters computes what it would compute itself under autocast."""
+        return False
+
     def scaled(self, observation: Tensor) -> Tensor:
         """Return observations [B, ...] as the first layer takes them: floats, uint8 divided by 255."""
         raise NotImplementedError
@@ -81,7 +86,7 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``parameters()``, given those of the features [B, out_features].
 
-        `kept` is what :meth:`record` kept of these observations; rows of several calls may be joined, since
+        They are in the parameters' dtype, or in float32 where that is lower. `kept` is what :meth:`record` kept of these observations; rows of several calls may be joined, since
         observations are independent. This one, of the base class, computes the forward pass again, and has None
         for parameters that take no gradient.
         """

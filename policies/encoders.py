@@ -124,6 +124,10 @@ class ImageEncoder(Encoder):
         """Map images [B, C, H, W] (uint8, or floats taken as they are) to features [B, out_features]."""
         return self.hidden(self.convolutions(self.scaled(observation)).flatten(1))
 
+    @property
+    def lowerable(self) -> bool:
+        return True
+
     def stages(self) -> Iterator[nn.Module]:
         yield from self.convolutions
         yield nn.Flatten(1)
@@ -160,7 +164,12 @@ class ImageEncoder(Encoder):
 
     def backward_from(self, observation: Tensor, kept: Kept, grad_features: Tensor) -> tuple[Tensor, ...]:
         """Return the gradients of ``parameters()``, given those of the features: the chain rule, by hand."""
-        gradients = tuple(torch.zeros_like(parameter) for parameter in self.parameters())
+        parameters = tuple(self.parameters())
+        lowered = parameters[0].dtype == torch.bfloat16  # whose sums over chunks would lose what each adds
+        gradients = tuple(
+            torch.zeros_like(p, dtype=torch.float32 if lowered else p.dtype) for p in parameters
+        )
+        grad_features = grad_features.to(parameters[0].dtype)
         images = len(grad_features)
         n_chunks = min(images, -(-images * self._largest // CHUNK_VALUES))
         chunks = (part.tensor_split(n_chunks) for part in (grad_features, observation, *kept))
@@ -180,7 +189,11 @@ class ImageEncoder(Encoder):
             assert isinstance(linear, nn.Linear)
             grad = torch.ops.aten.threshold_backward(grad, kept.pop(), 0)
             gradients.pop().add_(grad.sum(0))
-            gradients.pop().addmm_(grad.t(), kept[-1].flatten(1))
+            flat, of_weight = kept[-1].flatten(1), gradients.pop()
+            if of_weight.dtype == grad.dtype:
+                of_weight.addmm_(grad.t(), flat)
+            else:
+                of_weight.add_(grad.t() @ flat)
             grad = grad @ linear.weight
         # `to` and not `contiguous`, which takes a single channel for channels-last, whatever its strides
         maps = [_channels_last(part) for part in kept]

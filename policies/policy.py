@@ -243,7 +243,7 @@ class Policy(nn.Module):
         Raises
         ------
         TapeError
-            Autocast is on, or the tape was begun with another batch size.
+            Autocast is on, and the tape is not lowered; or it was begun with another batch size.
         """
         if tape is None:
             features, state = self.features(observation, state, episode_start)

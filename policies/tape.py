@@ -12,9 +12,14 @@ into the parameters. The heads stay with autograd.
     output, features, auxiliary = policy.evaluate(observations, initial_state, episode_starts, tape)
 
 What makes it faster than a graph per step: one large product per weight instead of n_steps small ones, and memory
-that is used again. A tape is for full precision; under autocast, act and evaluate without one.
+that is used again.
+
+A tape runs in the parameters' precision, or, in place of autocast, in bfloat16: then it computes with a copy of the trunk that
+it brings up to date at the first step of each rollout. Autocast would cast every weight at every step. What the core
+remembers stays in float32, as do sums of gradients.
 """
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -33,7 +38,7 @@ class TapeError(NeurocoderError):
 
 
 class Tape:
-    """What encoder and core computed in `n_steps` steps of one batch.
+    """What encoder and core computed in `n_steps` steps of one batch, in bfloat16 if `lowered`.
 
     The memory, [n_steps, B, ...] for everything kept, is allocated at the first step and used for every rollout:
     the step after the last one begins the next rollout. Until the backward pass of a rollout is done, its
@@ -45,9 +50,12 @@ class Tape:
         n_steps < 1.
     """
 
-    def __init__(self, n_steps: int) -> None:
+    def __init__(self, n_steps: int, *, lowered: bool = False) -> None:
         require(n_steps >= 1, "n_steps", n_steps, ">= 1")
         self.n_steps = n_steps
+        self.lowered = lowered
+        self._copy: tuple[Encoder, Core] | None = None
+        """Of the trunk, in bfloat16."""
         self._length = 0
         self._kept: tuple[Tensor, ...] = ()
         self._n_encoder = 0
@@ -61,6 +69,11 @@ class Tape:
         """Begin a new rollout, whether or not the last one is complete."""
         self._length = 0
 
+    @staticmethod
+    def can_record(encoder: Encoder, core: Core, *, lowered: bool = False) -> bool:
+        """Return whether a tape can keep what this trunk computes: noise, for one, cannot be kept."""
+        return encoder.repeatable and (not lowered or (encoder.lowerable and core.lowerable))
+
     @torch.no_grad()
     def record(
         self, encoder: Encoder, core: Core, observation: Tensor, state: State, episode_start: Tensor
@@ -70,14 +83,37 @@ class Tape:
         Raises
         ------
         TapeError
-            Another batch size, or another network, than in the steps before; or autocast is on.
+            Another batch size, or another network, than in the steps before; autocast is on, and the tape is not
+            lowered; or the trunk cannot be.
         """
-        if torch.is_autocast_enabled(observation.device.type):
-            raise TapeError("a tape records full precision only, and autocast is on; act without a tape")
-        features, encoder_kept = encoder.record(observation)
-        output, state, core_kept = core.record(features, state, episode_start)
-        self._keep(encoder_kept, core_kept, output)
+        device = observation.device.type
+        if torch.is_autocast_enabled(device) and not self.lowered:
+            raise TapeError(
+                "autocast is on, in whose place stands a lowered tape: Tape(n_steps, lowered=True)"
+            )
+        with torch.autocast(device, enabled=False):
+            if self.lowered:
+                encoder, core = self._brought_up_to_date(encoder, core)
+            features, encoder_kept = encoder.record(observation)
+            output, state, core_kept = core.record(features, state, episode_start)
+            output = output.float() if self.lowered else output
+            self._keep(encoder_kept, core_kept, output)
         return output, state
+
+    def _brought_up_to_date(self, encoder: Encoder, core: Core) -> tuple[Encoder, Core]:
+        """Return the copy of the trunk, with the trunk's numbers of when the rollout began."""
+        if self._copy is None:
+            if not self.can_record(encoder, core, lowered=True):
+                raise TapeError(
+                    f"{type(encoder).__name__} and {type(core).__name__} cannot be recorded in bfloat16; act and "
+                    f"evaluate under autocast, without a tape"
+                )
+            self._copy = deepcopy(encoder).to(torch.bfloat16), deepcopy(core).to(torch.bfloat16)
+        if self._length in (0, self.n_steps):
+            for copied, module in zip(self._copy, (encoder, core), strict=True):
+                for ours, theirs in zip(copied.parameters(), module.parameters(), strict=True):
+                    ours.copy_(theirs)
+        return self._copy
 
     def _keep(self, encoder_kept: Kept, core_kept: Kept, output: Tensor) -> None:
         step = (*encoder_kept, *core_kept, output)
@@ -116,7 +152,7 @@ class Tape:
             raise TapeError(
                 f"the tape holds [steps, batch] = {recorded}, the rollout to learn from has {shape}"
             )
-        modules = (encoder, core)
+        modules = self._copy or (encoder, core)
         parameters = (*encoder.parameters(), *core.parameters())
         return _Recorded.apply(modules, self._n_encoder, observation, self._kept, *parameters)
 
@@ -151,10 +187,11 @@ class _Recorded(torch.autograd.Function):
         encoder, core = ctx.modules
         observation, *kept = ctx.saved_tensors[: 1 + ctx.n_kept]
         encoder_kept, core_kept = kept[: ctx.n_encoder], kept[ctx.n_encoder : -1]
-        grad_encoded_TBF, core_gradients = core.backward_from(tuple(core_kept), grad_features_TBF)
-        encoder_gradients = encoder.backward_from(
-            observation.flatten(0, 1),
-            tuple(part.flatten(0, 1) for part in encoder_kept),
-            grad_encoded_TBF.flatten(0, 1),
-        )
+        with torch.autocast(observation.device.type, enabled=False):
+            grad_encoded_TBF, core_gradients = core.backward_from(tuple(core_kept), grad_features_TBF)
+            encoder_gradients = encoder.backward_from(
+                observation.flatten(0, 1),
+                tuple(part.flatten(0, 1) for part in encoder_kept),
+                grad_encoded_TBF.flatten(0, 1),
+            )
         return None, None, None, None, *encoder_gradients, *core_gradients

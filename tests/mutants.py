@@ -60,7 +60,7 @@ RECORDER, FRAMES, EMULATION, PROGRAMS, EPISODE, PICKS, PAGE = (
 )
 VIEWER, VIEWER_INDEX = "runs/viewer/server.py", "runs/viewer/index.py"
 TRAININGS, SEQUENCE_TESTS = "runs/reproduce/trainings.py", "runs/reproduce/sequence_tests.py"
-SORTED, CORES = "runs/reproduce/sorted_memory.py", "policies/cores.py"
+SORTED, CORES, TAPE = "runs/reproduce/sorted_memory.py", "policies/cores.py", "policies/tape.py"
 REPLAY, REPLAY_PROGRAMS, SERVER = (
     f"runs/test_{name}.py" for name in ("replay", "replay_programs", "viewer_server")
 )
@@ -318,6 +318,16 @@ MUTANTS = [
         SIDE_BY_SIDE, "            self._asked = before", "            pass", "policies/test_side_by_side.py"
     ),
     Mutant(LAYER, "torch.is_grad_enabled() and not self.fixed_routing", "True"),
+    Mutant(TAPE, "if self._length in (0, self.n_steps):", "if self._length == 0:", "policies/test_tape.py"),
+    Mutant(TAPE, "output.float() if self.lowered else output", "output", "policies/test_tape.py"),
+    Mutant(CORES, "inner.to(hidden.dtype).add_(", "inner.add_(", "policies/test_tape.py"),
+    Mutant(
+        "policies/encoders.py",
+        "dtype=torch.float32 if lowered else p.dtype",
+        "dtype=p.dtype",
+        "policies/test_tape.py",
+    ),
+    Mutant("agents/processes.py", "os.environ.update(self._variables)", "pass", "agents/test_processes.py"),
 ]
 
 

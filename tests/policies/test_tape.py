@@ -1,5 +1,7 @@
 """The tape: acting's forward passes with the backward pass by hand, against autograd of a second forward pass."""
 
+from copy import deepcopy
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from torch import Tensor, nn
 
 from neurocoder.errors import ConfigError
 from neurocoder.policies import Policy, PolicyConfig, encoders
-from neurocoder.policies.cores import Core, RecurrentCore, State
+from neurocoder.policies.cores import Core, RecurrentCore, State, make_core
+from neurocoder.policies.encoders import make_encoder
 from neurocoder.policies.tape import Tape, TapeError
 
 SPACES = {
@@ -223,6 +226,104 @@ def test_features_and_states_of_the_tape_are_not_its_memory():
     with torch.no_grad():
         policy.act(observation + 1, some_state(policy, 2), start, tape)
     torch.testing.assert_close(list(state), copies, rtol=0, atol=0)
+
+
+# ----------------------------------------------------------------------------------------- bfloat16
+
+
+def rounded(policy: Policy) -> Policy:
+    """Return `policy` in float64 with its trunk's weights as bfloat16 has them."""
+    exact = deepcopy(policy)
+    with torch.no_grad():
+        for module in (exact.encoder, exact.core):
+            for parameter in module.parameters():
+                parameter.copy_(parameter.bfloat16())
+    return exact.double()
+
+
+@pytest.mark.parametrize("core", ["none", "lstm", "gru", "two lstms"])
+@pytest.mark.parametrize("encoder", ["a3c", "nature", "a3g"])
+def test_lowered_gradients_are_at_least_as_good_as_autocast_s(encoder, core, monkeypatch):
+    """Both are compared with those of the rounded weights in float64."""
+    policy = made(encoder, core.removeprefix("two ").removesuffix("s"), dtype=torch.float32)
+    if core == "two lstms":
+        policy.core = make_core("lstm", policy.encoder.out_features, 10, layers=2)
+    monkeypatch.setattr(encoders, "CHUNK_VALUES", 4 * policy.encoder._largest)
+    start = STARTS["7 steps of 3, first and later"].bool()
+    rollout = observations(policy, *start.shape), some_state(policy, 3), start
+    tape = Tape(7, lowered=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        last = acted(policy, tape, *rollout)
+        of_tape = gradients(policy, *rollout, tape)
+        of_autocast = gradients(policy, *rollout, None)
+    exact, (observation, state, _) = rounded(policy), rollout
+    wide = observation if observation.dtype == torch.uint8 else observation.double()
+    oracle = wide, tuple(part.double() for part in state), start
+    of_exact = gradients(exact, *oracle, None)
+    names = ["features", *(name for name, _ in policy.named_parameters())]
+    for name, one, two, true in zip(
+        names, *([a, *b] for a, b in (of_tape, of_autocast, of_exact)), strict=True
+    ):
+        assert one.dtype == torch.float32
+        error, usual, size = ((part - true).norm() for part in (one, two, torch.zeros_like(true)))
+        assert error <= 1.25 * usual + 0.01 * size, name
+        assert error <= 0.25 * size, name
+    for one, true in zip(last, exact(*oracle)[1], strict=True):
+        assert one.dtype == torch.float32
+        assert (one - true).norm() <= 0.01 * true.norm()
+    dtypes = [part.dtype for part in tape._kept[tape._n_encoder :]]
+    assert dtypes.count(torch.bfloat16) == 1  # what the encoder gave the core
+
+
+def test_what_is_acted_in_bfloat16_is_what_autocast_acts():
+    policy = made("a3c", "none", dtype=torch.float32, space=FRAMES)
+    observation, start = observations(policy, 5), torch.zeros(5, dtype=torch.bool)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        by_tape, _ = policy.act(observation, (), start, Tape(1, lowered=True))
+        by_autocast, _ = policy.act(observation, (), start)
+    torch.testing.assert_close(by_tape, by_autocast, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_small_share_is_not_lost_in_a_large_sum(monkeypatch):
+    """In bfloat16 256 + 1 is 256: gradients of later chunks would vanish beside that of the first."""
+    encoder = make_encoder("a3c", (4, 84, 84), scaled=True).bfloat16()
+    observation = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    features, kept = encoder.record(observation)
+    grad = torch.ones_like(features)
+    images = [(observation[i : i + 1], tuple(part[i : i + 1] for part in kept)) for i in (0, 1)]
+    grad[1] /= 1024
+    parts = [encoder.backward_from(*image, grad[i : i + 1]) for i, image in enumerate(images)]
+    monkeypatch.setattr(encoders, "CHUNK_VALUES", 1)  # every image is a chunk
+    whole = encoder.backward_from(observation, kept, grad)
+    for sum_of_both, one, other in zip(whole, *parts, strict=True):
+        torch.testing.assert_close(sum_of_both - one, other, rtol=1e-2, atol=1e-3 * float(other.abs().max()))
+
+
+def test_the_lowered_copy_follows_from_rollout_to_rollout():
+    policy = made("a3c", "lstm", dtype=torch.float32)
+    rollout = observations(policy, 2, 2), some_state(policy, 2), torch.zeros(2, 2, dtype=torch.bool)
+    tape = Tape(2, lowered=True)
+    for _ in range(2):
+        acted(policy, tape, *rollout)
+        features, _ = gradients(policy, *rollout, tape)
+        fresh = Tape(2, lowered=True)
+        acted(policy, fresh, *rollout)
+        torch.testing.assert_close(features, gradients(policy, *rollout, fresh)[0], rtol=0, atol=0)
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.mul_(-1.5)
+
+
+def test_a_trunk_that_cannot_be_lowered_is_refused():
+    for policy in (made("mlp", "lstm", dtype=torch.float32), made("a3c", "lstm", dtype=torch.float32)):
+        if policy.encoder.lowerable:
+            policy.core = Averaging(policy.encoder.out_features, 10)
+        assert Tape.can_record(policy.encoder, policy.core)
+        assert not Tape.can_record(policy.encoder, policy.core, lowered=True)
+        observation, state, start = rollout_of(policy, 1, 2)
+        with pytest.raises(TapeError, match="cannot be recorded in bfloat16"):
+            policy.act(observation[0], state, start[0], Tape(1, lowered=True))
 
 
 # ------------------------------------------------------------------------------------------- misuse
