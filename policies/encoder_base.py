@@ -86,9 +86,9 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``parameters()``, given those of the features [B, out_features].
 
-        They are in the parameters' dtype, or in float32 where that is lower. `kept` is what :meth:`record` kept of these observations; rows of several calls may be joined, since
-        observations are independent. This one, of the base class, computes the forward pass again, and has None
-        for parameters that take no gradient.
+        They are in the parameters' dtype, or in float32 where that is lower. `kept` is what :meth:`record` kept of
+        these observations; rows of several calls may be joined, since observations are independent. This one, of
+        the base class, computes the forward pass again, and has None for parameters that take no gradient.
         """
         learned = {n: p.detach().requires_grad_() for n, p in self.named_parameters() if p.requires_grad}
         if not learned:
