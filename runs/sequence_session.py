@@ -6,7 +6,7 @@ is free. Program memories may grow (``continual.grow``). The optimiser begins an
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +21,10 @@ from neurocoder.agents.hogwild import SharedModel
 from neurocoder.agents.importance import Network, Penalty, Samples
 from neurocoder.agents.player import Player
 from neurocoder.envs import make_vec
+from neurocoder.envs.continual_atari import parse_games
 from neurocoder.policies import Policy
 from neurocoder.runs.a3c_session import A3CSession, train_spec, unpack_snapshots
+from neurocoder.runs.anchors import anchors, human_normalised
 from neurocoder.runs.checkpoint import Checkpoint
 from neurocoder.runs.config import TrainConfig
 from neurocoder.runs.evaluator import evaluation_seed
@@ -185,8 +187,9 @@ class SequenceSession(A3CSession):
         shown = ", ".join(f"{game} {score:g}" for game, score in zip(self.games, known, strict=True))
         words = f"{self.games[self.task - 1]} learned ({self.task} of {n_games}); raw scores: {shown}"
         if self.task == n_games:
-            forgotten = summary(np.array(self.rows_of_games))
-            words += f"; BWT {forgotten['bwt']:.2f}, forgetting {forgotten['forgetting_max']:.2f} points"
+            scores, unit = in_one_unit(self.games, np.array(self.rows_of_games))
+            forgotten = summary(scores)
+            words += f"; {unit}: BWT {forgotten['bwt']:.2f}, forgetting {forgotten['forgetting_max']:.2f}"
         evaluation = self.config.evaluation
         score = Score(
             source="training",
@@ -209,6 +212,19 @@ class SequenceSession(A3CSession):
             append_score(self.run.path, score)
         except OSError as error:
             self.trackers.note(f"the scores after {self.games[self.task - 1]} cannot be written: {error}")
+
+
+def in_one_unit(games: Sequence[str], scores: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return `scores` [rows, games] such that a mean over games is of one thing, and that thing's name.
+
+    It is the human-normalised score in per cent where all games have anchors (``runs.anchors``); else scores stay raw: with
+    mode or difficulty a game is another one than the tester's.
+    """
+    known = parse_games(games)
+    if any(game.switched or game.env_id not in anchors() for game in known):
+        return scores, "raw scores"
+    columns = [human_normalised(game.env_id, own) for game, own in zip(known, scores.T, strict=True)]
+    return np.stack(columns, axis=1), "human-normalised, in per cent"
 
 
 def _seeds(seed: int, n: int) -> list[int]:

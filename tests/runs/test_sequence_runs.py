@@ -15,6 +15,7 @@ from neurocoder.policies import Policy, PolicyConfig
 from neurocoder.runs.checkpoint import saved_steps
 from neurocoder.runs.cli import main
 from neurocoder.runs.run import find_runs
+from neurocoder.runs.sequence_session import in_one_unit
 
 ID = "neurocoder/ContinualAtari-v0"
 HEAD = "{slots = 6, attention_heads = 2, key_size = 3, least_used = 2, openness = true}"
@@ -49,7 +50,9 @@ def test_all_games_are_scored_after_each(tmp_path, capsys):
     assert steps == [0, 320, 640, 960, 1280]
     state = json.loads((run.checkpoints / "640" / "state.json").read_text())
     assert state["sequence"]["task"] == 1
-    capsys.readouterr()
+    # Pong: random -20.7, human 14.6
+    lost = (matrix_of(run)[1, 0] - matrix_of(run)[2, 0]) / 35.3 * 100
+    assert f"human-normalised, in per cent: BWT {0 - lost:.2f}, forgetting {lost:.2f}" in capsys.readouterr().out
     assert main(["eval", str(run.path), "--episodes", "1", "--task", "1"]) == 0
     assert "ALE/Boxing-v5" in capsys.readouterr().out
     assert main(["record", str(run.path), "--task", "1"]) == 0
@@ -113,6 +116,17 @@ def test_the_penalty_pulls_towards_what_was_remembered():
     found.backward()
     for name, parameter in network.learned().items():
         torch.testing.assert_close(parameter.grad, 2.5 * 2 * 2 * 0.5 * importance[name], rtol=1e-4, atol=1e-5)
+
+
+def test_games_are_compared_in_one_unit():
+    raw = np.array([[-20.7, 0.1], [14.6, 6.1], [-20.7, 12.1]])
+    scores, unit = in_one_unit(["Pong", "Boxing"], raw)
+    np.testing.assert_allclose(scores, [[0, 0], [100, 50], [0, 100]], atol=1e-9)
+    assert unit == "human-normalised, in per cent"
+    # neither a game with its switches turned nor one that no tester played has anchors
+    for games in (["Pong:1", "Boxing"], ["Pong", "Adventure"]):
+        scores, unit = in_one_unit(games, raw)
+        assert scores is raw and unit == "raw scores"
 
 
 @pytest.mark.parametrize(
