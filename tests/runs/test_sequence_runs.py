@@ -52,7 +52,8 @@ def test_all_games_are_scored_after_each(tmp_path, capsys):
     assert state["sequence"]["task"] == 1
     # Pong: random -20.7, human 14.6
     lost = (matrix_of(run)[1, 0] - matrix_of(run)[2, 0]) / 35.3 * 100
-    assert f"human-normalised, in per cent: BWT {0 - lost:.2f}, forgetting {lost:.2f}" in capsys.readouterr().out
+    told = f"human-normalised, in per cent: BWT {0 - lost:.2f}, forgetting {lost:.2f}"
+    assert told in capsys.readouterr().out
     assert main(["eval", str(run.path), "--episodes", "1", "--task", "1"]) == 0
     assert "ALE/Boxing-v5" in capsys.readouterr().out
     assert main(["record", str(run.path), "--task", "1"]) == 0
