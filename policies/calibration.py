@@ -35,8 +35,11 @@ def standardize_(weight: Tensor, bias: Tensor, output: Tensor) -> Tensor:
 def calibrate(policy: Policy, observation: Tensor) -> None:
     """Standardise every layer of `policy`'s encoder, and what its core sees, over `observation` [N, ...], in place.
 
+    First the pixels, where the encoder has that option.
+
     The heads stay as they are: they start near zero on purpose.
     """
+    policy.encoder.fit(observation)
     x = policy.encoder.scaled(observation)
     for layer in policy.encoder.stages():
         if isinstance(layer, nn.Linear | nn.Conv2d):

@@ -40,8 +40,11 @@ class Encoder(nn.Module):
         """Whether a copy of it with bfloat16 parameters computes what it would compute itself under autocast."""
         return False
 
+    def fit(self, observation: Tensor) -> None:
+        """Take over what :meth:`scaled` shall know of the observations [N, ...] to come; nothing, unless it says so."""
+
     def scaled(self, observation: Tensor) -> Tensor:
-        """Return observations [B, ...] as the first layer takes them: floats, uint8 divided by 255."""
+        """Return observations [B, ...] as the first layer takes them: floats, uint8 divided by 255 or standardised."""
         raise NotImplementedError
 
     def stages(self) -> Iterator[nn.Module]:

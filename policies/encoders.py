@@ -28,6 +28,7 @@ from neurocoder.policies.encoder_base import (
 )
 from neurocoder.policies.heads import Head, MoEHead, head_options, make_head
 from neurocoder.policies.heads.linear import INITS
+from neurocoder.policies.pixels import PixelStandardisation
 from neurocoder.policies.vision import DenseNet100, EfficientNetLite0, LeNet, ResNet18
 
 CHANNELS_LAST_FROM = 32
@@ -84,9 +85,15 @@ def _channels_last(images: Tensor) -> Tensor:
 
 
 class ImageEncoder(Encoder):
-    """Convolutions with ReLU (and max-pooling where the net has it), then an optional linear layer."""
+    """Convolutions with ReLU (and max-pooling where the net has it), then an optional linear layer.
 
-    def __init__(self, shape: tuple[int, ...], net: ImageNet, name: str, scaled: bool) -> None:
+    With `standardize`, uint8 images are standardised pixel by pixel (``neurocoder.policies.pixels``) as soon as
+    ``fit`` has seen some; floats are taken as they are all the same.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], net: ImageNet, name: str, scaled: bool, standardize: bool = False
+    ) -> None:
         super().__init__()
         channels, height, width = shape
         layers: list[nn.Module] = []
@@ -114,6 +121,7 @@ class ImageEncoder(Encoder):
         self.hidden = nn.Sequential(nn.Linear(flat, net.hidden), nn.ReLU()) if net.hidden else nn.Identity()
         self.out_features = net.hidden or flat
         self.apply(orthogonal_)
+        self.pixels = PixelStandardisation(shape) if standardize and scaled else None
         if scaled:
             first = self.convolutions[0].weight
             assert isinstance(first, Tensor)
@@ -143,7 +151,13 @@ class ImageEncoder(Encoder):
             x = _channels_last(observation).to(weight.dtype)
         else:
             x = observation.to(dtype=weight.dtype, memory_format=layout)
-        return x.mul_(1 / 255) if observation.dtype == torch.uint8 else x  # the conversion made a copy
+        if observation.dtype != torch.uint8:
+            return x
+        return x.mul_(1 / 255) if self.pixels is None else self.pixels(x)  # the conversion made a copy
+
+    def fit(self, observation: Tensor) -> None:
+        if self.pixels is not None:
+            self.pixels.fit(observation)
 
     def record(self, observation: Tensor) -> tuple[Tensor, Kept]:
         """Return the features and, layer by layer, where poolings found their maxima and what ReLUs gave."""
@@ -162,19 +176,23 @@ class ImageEncoder(Encoder):
             kept.append(features)
         return features, tuple(kept)
 
-    def backward_from(self, observation: Tensor, kept: Kept, grad_features: Tensor) -> tuple[Tensor, ...]:
+    def backward_from(
+        self, observation: Tensor, kept: Kept, grad_features: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``parameters()``, given those of the features: the chain rule, by hand."""
-        parameters = tuple(self.parameters())
-        lowered = parameters[0].dtype == torch.bfloat16  # whose sums over chunks would lose what each adds
-        gradients = tuple(
-            torch.zeros_like(p, dtype=torch.float32 if lowered else p.dtype) for p in parameters
-        )
-        grad_features = grad_features.to(parameters[0].dtype)
+        learned = (*self.convolutions.parameters(), *self.hidden.parameters())
+        dtype = learned[0].dtype
+        # sums over chunks in bfloat16 would lose what each adds
+        sums = torch.float32 if dtype == torch.bfloat16 else dtype
+        gradients = tuple(torch.zeros_like(p, dtype=sums) for p in learned)
+        grad_features = grad_features.to(dtype)
         images = len(grad_features)
         n_chunks = min(images, -(-images * self._largest // CHUNK_VALUES))
         chunks = (part.tensor_split(n_chunks) for part in (grad_features, observation, *kept))
         for grad_chunk, *kept_chunk in zip(*chunks, strict=True):
             self._accumulate(grad_chunk, kept_chunk, list(gradients))
+        if self.pixels is not None:
+            return (*gradients, *(None for _ in self.pixels.parameters()))
         if observation.dtype == torch.uint8:
             gradients[0].mul_(1 / 255)  # cheaper than to scale the images
         return gradients
@@ -221,9 +239,12 @@ class ImageEncoder(Encoder):
                 )
             else:
                 assert isinstance(layer, nn.Conv2d)
+                seen = maps[-1].to(layer.weight.dtype)
+                if len(maps) == 1 and self.pixels is not None and maps[-1].dtype == torch.uint8:
+                    seen = self.pixels(seen)
                 grad, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
                     grad,
-                    maps[-1].to(layer.weight.dtype),
+                    seen,
                     layer.weight,
                     bias_sizes=[layer.out_channels],
                     stride=layer.stride,
@@ -406,8 +427,8 @@ class ProjectionEncoder(Encoder):
 
 
 def _image(name: str) -> Callable[[tuple[int, ...], bool], Encoder]:
-    def build(shape: tuple[int, ...], scaled: bool) -> Encoder:
-        return ImageEncoder(image_shape(name, shape), IMAGE_NETS[name], name, scaled)
+    def build(shape: tuple[int, ...], scaled: bool, *, standardize: bool = False) -> Encoder:
+        return ImageEncoder(image_shape(name, shape), IMAGE_NETS[name], name, scaled, standardize)
 
     return build
 

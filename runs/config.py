@@ -33,6 +33,7 @@ from neurocoder.envs import (
 )
 from neurocoder.errors import ConfigError, lookup, near, require
 from neurocoder.policies import PolicyConfig
+from neurocoder.policies.encoders import IMAGE_NETS
 
 AGENTS = ("a3c", "supervised", "continual")
 TASK_RECIPES = {
@@ -91,7 +92,8 @@ class TrainConfig:
     """auto, fp32 or bf16; a run's config.toml holds what auto came to."""
     calibration_steps: int = 4_096
     """Agent steps of random play before the first update, not counted in `steps`: what is seen there sets the
-    scale of the fresh network's layers. Images only; 0: none."""
+    scale of the fresh network's layers, and what an encoder with standardize=true measures pixels from. Images
+    only; 0: none."""
     log_every: int = 2_000
     """Agent steps between two rows of progress.csv."""
     checkpoint_every: int = 100_000
@@ -349,12 +351,17 @@ def resolve(
 
 
 def _drop_options_of_others(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Where a flag names another encoder, core or head than the recipe, take the recipe's options for it away."""
+    """Where a flag names another encoder, core or head than the recipe, take the recipe's options for it away.
+
+    What says how images are read holds for every encoder that reads them so.
+    """
     policy = values.get("policy", {})
     for part in ("encoder", "core", "head"):
         name = overrides.get(f"policy.{part}")
         if isinstance(policy, dict) and name is not None and name != policy.get(part):
-            policy.pop(f"{part}_config", None)
+            options = policy.pop(f"{part}_config", {})
+            if part == "encoder" and "standardize" in options and name in IMAGE_NETS:
+                policy["encoder_config"] = {"standardize": options["standardize"]}
 
 
 def _fill_in_continual(values: dict[str, Any], *, games: bool) -> None:

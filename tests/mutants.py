@@ -51,7 +51,7 @@ VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE = (
 )
 PROBES, IMPORTANCE, CONTINUAL = (f"agents/{name}.py" for name in ("probes", "importance", "continual"))
 SIDE_BY_SIDE = "policies/heads/side_by_side.py"
-CALIBRATION = "policies/calibration.py"
+CALIBRATION, PIXELS, ENCODERS = (f"policies/{name}.py" for name in ("calibration", "pixels", "encoders"))
 SB3_LAYERS, SB3_ACTOR_CRITIC = (f"policies/sb3/{name}.py" for name in ("layers", "actor_critic"))
 SB3_ENVS = "envs/sb3.py"
 RECORDER, FRAMES, EMULATION, PROGRAMS, EPISODE, PICKS, PAGE = (
@@ -245,6 +245,14 @@ MUTANTS = [
     Mutant(CALIBRATION, "weight.div_(std", "weight.mul_(std", "calibration"),
     Mutant(CALIBRATION, "std > 1e-3 * std.max()", "std >= 0", "calibration"),
     Mutant(CALIBRATION, "isinstance(core, RecurrentCore)", "False", "calibration"),
+    Mutant(CALIBRATION, "policy.encoder.fit(observation)", "pass", "pixels"),
+    Mutant(PIXELS, "pixels.mean(0).round()", "pixels.mean(0)", "pixels"),
+    Mutant(PIXELS, ".clamp_min(LEAST_DEVIATION)", "", "pixels"),
+    Mutant(PIXELS, "(1 / deviation).to(torch.bfloat16)", "1 / deviation", "pixels"),
+    Mutant(PIXELS, "requires_grad:", "is_sparse:", "pixels"),
+    Mutant(PIXELS, "correction=0", "correction=1", "pixels"),
+    Mutant(ENCODERS, "if standardize and scaled", "if standardize", "pixels"),
+    Mutant(ENCODERS, "seen = self.pixels(seen)", "pass", "tape"),
     Mutant(CORES, "gradients = below + gradients", "gradients = gradients + below", "cores"),
     Mutant(CORES, "in reversed(list(zip(self._cores()", "in (list(zip(self._cores()", "cores"),
     Mutant(RECORDER, ' & ~step.info["_episode"]', "", REPLAY),

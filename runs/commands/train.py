@@ -178,7 +178,7 @@ def _refuse_conflicts(
 
 
 def _announce(config: "TrainConfig", policy: Any, path: Path) -> None:
-    parameters = sum(p.numel() for p in policy.parameters())
+    parameters = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     heads = f"{config.policy.head} {'heads' if config.policy.critic else 'head'}"
     network = f"{config.policy.encoder} → {config.policy.core} → {heads}"
     print(f"{config.env}: {config.agent}, {network}, {parameters:,} parameters, {config.precision}")

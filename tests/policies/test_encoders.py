@@ -484,9 +484,9 @@ def test_recoded_layers_stay_in_full_precision_under_autocast():
 
 def test_options_are_known_by_name_with_their_defaults():
     assert {name: encoder_options(name) for name in ENCODERS} == {
-        "a3c": {},
-        "nature": {},
-        "a3g": {},
+        "a3c": dict(standardize=False),
+        "nature": dict(standardize=False),
+        "a3g": dict(standardize=False),
         "mlp": dict(
             hidden=(64, 64),
             activation="tanh",
@@ -508,7 +508,7 @@ def test_options_are_known_by_name_with_their_defaults():
     [
         ("mpl", {}, ConfigError, "unknown encoder 'mpl'; did you mean 'mlp'"),
         ("mlp", dict(hiden=[3]), ConfigError, "'mlp' has no option 'hiden'; did you mean 'hidden'"),
-        ("a3c", dict(hidden=[3]), ConfigError, "'a3c' has no option 'hidden'; known: none"),
+        ("a3c", dict(hidden=[3]), ConfigError, "'a3c' has no option 'hidden'; known: standardize"),
         ("resnet18", dict(weight="x"), ConfigError, "did you mean 'weights'"),
         ("mlp", dict(hidden=[0]), ConfigError, r"hidden=\[0\] must be a list of integers >= 1"),
         ("mlp", dict(hidden=[True]), ConfigError, "hidden="),

@@ -18,6 +18,8 @@ SPACES = {
     "a3c": gym.spaces.Box(0, 255, (2, 36, 36), np.uint8),
     "nature": gym.spaces.Box(0, 255, (3, 48, 40), np.uint8),
     "a3g": gym.spaces.Box(-np.inf, np.inf, (1, 48, 42), np.float32),  # odd sizes before two of its poolings
+    "a3c, standardised": gym.spaces.Box(0, 255, (2, 36, 36), np.uint8),
+    "a3g, standardised": gym.spaces.Box(0, 255, (1, 48, 42), np.uint8),
     "mlp": gym.spaces.Box(-np.inf, np.inf, (6,), np.float32),
 }
 FRAMES = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -32,8 +34,21 @@ def _autograd_is_the_oracle(monkeypatch) -> None:
 
 
 def made(encoder: str, core: str, head: str = "linear", dtype=torch.float64, space=None) -> Policy:
-    config = PolicyConfig(encoder=encoder, core=core, core_size=10, head=head, head_config=HEAD_OPTIONS[head])
-    return Policy(space or SPACES[encoder], SIX, config).to(dtype)
+    """Return a policy; an `encoder` that is "standardised" has seen noise of various strength."""
+    name = encoder.removesuffix(", standardised")
+    config = PolicyConfig(
+        encoder=name,
+        core=core,
+        core_size=10,
+        head=head,
+        head_config=HEAD_OPTIONS[head],
+        encoder_config={} if name == encoder else {"standardize": True},
+    )
+    policy = Policy(space or SPACES[encoder], SIX, config).to(dtype)
+    if name != encoder:
+        shape = policy.observation_space.shape
+        policy.encoder.fit((torch.rand(50, *shape) * torch.rand(shape) * 256).byte())
+    return policy
 
 
 def observations(policy: Policy, *leading: int) -> Tensor:
@@ -64,17 +79,21 @@ def learned(policy: Policy, observation: Tensor, state: State, start: Tensor, ta
     return features.detach()
 
 
+def of_learning(policy: Policy) -> dict[str, Tensor]:
+    return {name: p for name, p in policy.named_parameters() if p.requires_grad}
+
+
 def gradients(policy: Policy, *arguments) -> tuple[Tensor, list[Tensor]]:
     policy.zero_grad()
     features = learned(policy, *arguments)
-    return features, [parameter.grad.clone() for parameter in policy.parameters()]
+    return features, [parameter.grad.clone() for parameter in of_learning(policy).values()]
 
 
 def assert_same(policy: Policy, rollout: tuple, tape: Tape, tolerance: float) -> None:
     features, by_tape = gradients(policy, *rollout, tape)
     expected_features, by_autograd = gradients(policy, *rollout, None)
     torch.testing.assert_close(features, expected_features, rtol=tolerance, atol=tolerance)
-    for (name, _), one, two in zip(policy.named_parameters(), by_tape, by_autograd, strict=True):
+    for name, one, two in zip(of_learning(policy), by_tape, by_autograd, strict=True):
         assert two.abs().max() > 0, name
         assert (one - two).abs().max() <= tolerance * two.abs().max() + 1e-14, name
 
@@ -107,7 +126,13 @@ def test_gradients_are_those_of_a_second_forward_pass(encoder, core, head, monke
 
 
 @pytest.mark.parametrize(
-    ("encoder", "core", "space"), [("a3c", "lstm", FRAMES), ("nature", "gru", FRAMES), ("a3g", "lstm", None)]
+    ("encoder", "core", "space"),
+    [
+        ("a3c", "lstm", FRAMES),
+        ("a3c, standardised", "none", FRAMES),
+        ("nature", "gru", FRAMES),
+        ("a3g", "lstm", None),
+    ],
 )
 def test_single_precision_on_large_batches(encoder, core, space):
     """33 games: channels-last from the first convolution on; 99 images: more than one chunk of real size."""
@@ -242,7 +267,7 @@ def rounded(policy: Policy) -> Policy:
 
 
 @pytest.mark.parametrize("core", ["none", "lstm", "gru", "two lstms"])
-@pytest.mark.parametrize("encoder", ["a3c", "nature", "a3g"])
+@pytest.mark.parametrize("encoder", ["a3c", "a3c, standardised", "nature", "a3g"])
 def test_lowered_gradients_are_at_least_as_good_as_autocast_s(encoder, core, monkeypatch):
     """Both are compared with those of the rounded weights in float64."""
     policy = made(encoder, core.removeprefix("two ").removesuffix("s"), dtype=torch.float32)
@@ -260,7 +285,7 @@ def test_lowered_gradients_are_at_least_as_good_as_autocast_s(encoder, core, mon
     wide = observation if observation.dtype == torch.uint8 else observation.double()
     oracle = wide, tuple(part.double() for part in state), start
     of_exact = gradients(exact, *oracle, None)
-    names = ["features", *(name for name, _ in policy.named_parameters())]
+    names = ["features", *of_learning(policy)]
     for name, one, two, true in zip(
         names, *([a, *b] for a, b in (of_tape, of_autocast, of_exact)), strict=True
     ):
@@ -275,8 +300,9 @@ def test_lowered_gradients_are_at_least_as_good_as_autocast_s(encoder, core, mon
     assert dtypes.count(torch.bfloat16) == 1  # what the encoder gave the core
 
 
-def test_what_is_acted_in_bfloat16_is_what_autocast_acts():
-    policy = made("a3c", "none", dtype=torch.float32, space=FRAMES)
+@pytest.mark.parametrize("encoder", ["a3c", "a3c, standardised"])
+def test_what_is_acted_in_bfloat16_is_what_autocast_acts(encoder):
+    policy = made(encoder, "none", dtype=torch.float32, space=FRAMES)
     observation, start = observations(policy, 5), torch.zeros(5, dtype=torch.bool)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         by_tape, _ = policy.act(observation, (), start, Tape(1, lowered=True))

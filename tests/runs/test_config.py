@@ -254,13 +254,19 @@ def test_the_environment_on_the_command_line_wins_over_the_recipes(tmp_path: Pat
 
 def test_an_environment_alone_picks_the_recipe_of_its_kind() -> None:
     game = resolve(PONG, None, {}, "command line")
-    assert (game.policy.encoder, game.policy.core, game.a3c.updates_per_rollout) == ("a3c", "none", 96)
+    assert (game.policy.encoder, game.policy.core, game.a3c.updates_per_rollout) == ("a3c", "none", 24)
     classic = resolve(PONG, "a3c", {}, "test")
     assert (classic.policy.encoder, classic.policy.core, classic.policy.core_size) == ("a3c", "lstm", 256)
     assert classic.a3c.keeps_acting_pass
     assert game.protocol == PROTOCOLS["machado2018"] and game.policy.head == "neurocoder"
     control = resolve("CartPole-v1", None, {}, "command line")
     assert control.policy.core == "none" and control.policy.head == "neurocoder" and control.protocol is None
+
+
+@pytest.mark.parametrize(("encoder", "options"), [("nature", {"standardize": True}), ("lenet", {})])
+def test_how_images_are_read_outlives_a_change_of_encoder(encoder: str, options: dict[str, bool]) -> None:
+    assert resolve(PONG, None, {}, "command line").policy.encoder_config == {"standardize": True}
+    assert resolve(PONG, None, {"policy.encoder": encoder}, "test").policy.encoder_config == options
 
 
 @pytest.mark.parametrize("missing", [None, ""])
@@ -324,13 +330,13 @@ def test_a_game_always_has_a_protocol() -> None:
 @pytest.mark.parametrize(
     ("overrides", "minibatches"),
     [
-        ({}, 32),
-        ({"policy.core": "lstm"}, 16),  # whole games
-        ({"policy.core": "gru", "a3c.envs_per_worker": 12}, 4),
-        ({"policy.core": "lstm", "a3c.env_groups": 2}, 8),
+        ({}, 8),
+        ({"policy.core": "lstm", "a3c.envs_per_worker": 4}, 4),  # whole games
+        ({"policy.core": "gru", "a3c.envs_per_worker": 6}, 2),
+        ({"policy.core": "lstm", "a3c.env_groups": 4}, 4),
         ({"a3c.envs_per_worker": 3, "a3c.n_steps": 20}, 4),  # of 60 steps
-        ({"a3c.minibatches": 8}, 8),
-        ({"policy.core": "lstm", "a3c.minibatches": 8}, 8),
+        ({"a3c.minibatches": 16}, 16),
+        ({"policy.core": "lstm", "a3c.minibatches": 16}, 16),
     ],
 )
 def test_a_recipe_s_minibatches_fit_what_is_asked_for(overrides: dict[str, Any], minibatches: int) -> None:
