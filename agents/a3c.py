@@ -49,7 +49,11 @@ class A3CConfig:
     """adam or rmsprop; its statistics are shared by all workers."""
     learning_rate: float = 7e-4
     lr_schedule: str = "linear"
-    """linear: down to zero at the last step, as in the paper; or constant."""
+    """linear: down to zero at the last step, as in the paper, unless the next two say otherwise; or constant."""
+    lr_final: float = 0.0
+    """Where a linear schedule ends, and stays."""
+    lr_steps: int = 0
+    """Agent steps until then; 0: all of the run's."""
     optimizer_eps: float = 1e-5
     """Added to the denominator of Adam or RMSProp."""
     rmsprop_decay: float = 0.99
@@ -106,7 +110,9 @@ class A3CConfig:
         for name in ("learning_rate", "optimizer_eps"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"a3c.{name}", value, "finite and > 0")
+        require(self.lr_steps >= 0, "a3c.lr_steps", self.lr_steps, ">= 0")
         for name in (
+            "lr_final",
             "entropy_coefficient",
             "value_coefficient",
             "max_grad_norm",
@@ -204,7 +210,8 @@ def learning_rate(config: A3CConfig, agent_steps: int, total_steps: int) -> floa
     """Return the learning rate for the update that ends at `agent_steps` of `total_steps`."""
     if config.lr_schedule == "constant":
         return config.learning_rate
-    return config.learning_rate * max(0.0, 1 - agent_steps / total_steps)
+    done = min(1.0, agent_steps / (config.lr_steps or total_steps))
+    return config.learning_rate + done * (config.lr_final - config.learning_rate)
 
 
 # -------------------------------------------------------------------------------------------- loss

@@ -153,7 +153,9 @@ class ImageEncoder(Encoder):
             x = observation.to(dtype=weight.dtype, memory_format=layout)
         if observation.dtype != torch.uint8:
             return x
-        return x.mul_(1 / 255) if self.pixels is None else self.pixels(x)  # the conversion made a copy
+        return (
+            x.mul_(1 / 255) if self.pixels is None else self.pixels(observation, x)
+        )  # the conversion made a copy
 
     def fit(self, observation: Tensor) -> None:
         if self.pixels is not None:
@@ -241,7 +243,7 @@ class ImageEncoder(Encoder):
                 assert isinstance(layer, nn.Conv2d)
                 seen = maps[-1].to(layer.weight.dtype)
                 if len(maps) == 1 and self.pixels is not None and maps[-1].dtype == torch.uint8:
-                    seen = self.pixels(seen)
+                    seen = self.pixels(kept[0], seen)
                 grad, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
                     grad,
                     seen,

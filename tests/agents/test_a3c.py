@@ -147,6 +147,10 @@ def test_learning_rate_schedules():
     linear = A3CConfig(learning_rate=0.1, lr_schedule="linear")
     assert [learning_rate(linear, n, 100) for n in (0, 25, 100, 130)] == pytest.approx([0.1, 0.075, 0, 0])
     assert learning_rate(A3CConfig(learning_rate=0.1, lr_schedule="constant"), 99, 100) == 0.1
+    early = A3CConfig(learning_rate=0.1, lr_final=0.02, lr_steps=40)  # however long the run is
+    for total in (20, 100):
+        rates = [learning_rate(early, n, total) for n in (0, 10, 40, 90)]
+        assert rates == pytest.approx([0.1, 0.08, 0.02, 0.02])
 
 
 def small_policy(core="none", head="linear"):
@@ -258,6 +262,8 @@ def test_every_head_learns_with_its_loss_and_diagnostics(head):
         (dict(workers=0), "a3c.workers=0 must be >= 1"),
         (dict(gamma=1.5), r"a3c.gamma=1.5 must be in \[0, 1\]"),
         (dict(learning_rate=float("nan")), "a3c.learning_rate=nan"),
+        (dict(lr_final=-1e-4), "a3c.lr_final=-0.0001 must be finite and >= 0"),
+        (dict(lr_steps=-1), "a3c.lr_steps=-1 must be >= 0"),
         (dict(optimizer="sgd"), "a3c.optimizer='sgd' must be one of"),
         (dict(reward_clip=-1.0), "a3c.reward_clip=-1.0"),
         (dict(clip_range=-0.1), "a3c.clip_range=-0.1"),

@@ -54,7 +54,10 @@ def made(encoder: str, core: str, head: str = "linear", dtype=torch.float64, spa
 def observations(policy: Policy, *leading: int) -> Tensor:
     space = policy.observation_space
     if space.dtype == np.uint8:
-        return torch.randint(0, 256, (*leading, *space.shape), dtype=torch.uint8)
+        seen = torch.randint(0, 256, (*leading, *space.shape), dtype=torch.uint8)
+        if seen.shape[:-3].numel() > 1:
+            seen.flatten(0, -4)[0, 0] = 0  # as before a game's first picture
+        return seen
     return torch.randn(*leading, *space.shape, dtype=next(policy.parameters()).dtype)
 
 
