@@ -5,6 +5,10 @@ pass the background on: of Pong's features after the ``a3c`` encoder 97 percent 
 LSTM's gates saturate on them, and gradients move the constant part long before the rest. Here every layer gets
 the scale and the bias with which its outputs, over observations of random play, have mean 0 and deviation 1 per
 channel (Salimans & Kingma 2016, arXiv 1602.07868, eqs. 5, 6; there with a batch of training images).
+
+An encoder that standardises its pixels has no such background, and its layers stay as they are drawn: what is rare
+then gives small features, and heads move no faster than the layers below learn. Scaled to deviation 1 as well, the
+same agent of Pong stands at -12 after 500,000 steps, and at 9 if left alone.
 """
 
 import torch
@@ -33,13 +37,14 @@ def standardize_(weight: Tensor, bias: Tensor, output: Tensor) -> Tensor:
 
 @torch.no_grad()
 def calibrate(policy: Policy, observation: Tensor) -> None:
-    """Standardise every layer of `policy`'s encoder, and what its core sees, over `observation` [N, ...], in place.
+    """Fit a fresh `policy` to `observation` [N, ...], in place.
 
-    First the pixels, where the encoder has that option.
-
-    The heads stay as they are: they start near zero on purpose.
+    Its pixels, if its encoder standardises them; or else every layer of the encoder, and what the core sees. The heads
+    stay as they are: they start near zero on purpose.
     """
-    policy.encoder.fit(observation)
+    if policy.encoder.standardizes:
+        policy.encoder.fit(observation)
+        return
     x = policy.encoder.scaled(observation)
     for layer in policy.encoder.stages():
         if isinstance(layer, nn.Linear | nn.Conv2d):

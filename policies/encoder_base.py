@@ -40,6 +40,11 @@ class Encoder(nn.Module):
         """Whether a copy of it with bfloat16 parameters computes what it would compute itself under autocast."""
         return False
 
+    @property
+    def standardizes(self) -> bool:
+        """Whether :meth:`scaled` measures what is observed against what :meth:`fit` has seen."""
+        return False
+
     def fit(self, observation: Tensor) -> None:
         """Take over what :meth:`scaled` shall know of the observations [N, ...] to come; nothing, unless it says so."""
 

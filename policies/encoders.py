@@ -122,7 +122,7 @@ class ImageEncoder(Encoder):
         self.out_features = net.hidden or flat
         self.apply(orthogonal_)
         self.pixels = PixelStandardisation(shape) if standardize and scaled else None
-        if scaled:
+        if scaled and self.pixels is None:
             first = self.convolutions[0].weight
             assert isinstance(first, Tensor)
             with torch.no_grad():
@@ -156,6 +156,10 @@ class ImageEncoder(Encoder):
         return (
             x.mul_(1 / 255) if self.pixels is None else self.pixels(observation, x)
         )  # the conversion made a copy
+
+    @property
+    def standardizes(self) -> bool:
+        return self.pixels is not None
 
     def fit(self, observation: Tensor) -> None:
         if self.pixels is not None:

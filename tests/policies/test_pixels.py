@@ -9,6 +9,7 @@ import torch
 
 from neurocoder.envs import get_protocol, make_vec, random_observations
 from neurocoder.policies import Policy, PolicyConfig, calibrate
+from neurocoder.policies.encoder_base import PIXEL_GAIN
 from neurocoder.policies.encoders import CHANNELS_LAST_FROM, IMAGE_NETS, make_encoder
 from neurocoder.policies.pixels import LEAST_DEVIATION, PixelStandardisation, is_padding
 
@@ -112,6 +113,31 @@ def test_images_may_come_one_by_one_under_vmap():
     encoder.fit(images)
     each = torch.func.vmap(lambda image: encoder(image[None])[0])(images)
     torch.testing.assert_close(each, encoder(images))
+
+
+def test_only_what_divides_by_255_starts_with_larger_weights():
+    first = []
+    for standardize in (False, True):
+        torch.manual_seed(0)
+        first.append(
+            make_encoder("a3c", (4, 84, 84), scaled=True, standardize=standardize).convolutions[0].weight
+        )
+    assert torch.equal(first[0], PIXEL_GAIN * first[1])
+
+
+@pytest.mark.parametrize("core", ["none", "lstm"])
+def test_where_pixels_are_standardised_layers_stay_as_drawn(core):
+    config = PolicyConfig(core=core, encoder_config={"standardize": True})
+    torch.manual_seed(0)
+    policy = Policy(FRAMES, SIX, config)
+    torch.manual_seed(0)
+    twin = Policy(FRAMES, SIX, config)
+    calibrate(policy, grey(8, 4, 84, 84))
+    pairs = zip(policy.named_parameters(), twin.parameters(), strict=True)
+    assert [name for (name, one), two in pairs if not torch.equal(one, two)] == [
+        "encoder.pixels.mean",
+        "encoder.pixels.factor",
+    ]
 
 
 @pytest.mark.parametrize("name", IMAGE_NETS)
