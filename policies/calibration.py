@@ -8,7 +8,7 @@ channel (Salimans & Kingma 2016, arXiv 1602.07868, eqs. 5, 6; there with a batch
 
 An encoder that standardises its pixels has no such background, and its layers stay as they are drawn: what is rare
 then gives small features, and heads move no faster than the layers below learn. Scaled to deviation 1 as well, the
-same agent of Pong stands at -12 after 500,000 steps, and at 9 if left alone.
+same agent of Pong stands at -12 after 500,000 steps, and at 9 if left alone (one seed).
 """
 
 import torch

@@ -153,9 +153,8 @@ class ImageEncoder(Encoder):
             x = observation.to(dtype=weight.dtype, memory_format=layout)
         if observation.dtype != torch.uint8:
             return x
-        return (
-            x.mul_(1 / 255) if self.pixels is None else self.pixels(observation, x)
-        )  # the conversion made a copy
+        # in place: the conversion made a copy
+        return x.mul_(1 / 255) if self.pixels is None else self.pixels(observation, x)
 
     @property
     def standardizes(self) -> bool:

@@ -92,8 +92,8 @@ class TrainConfig:
     """auto, fp32 or bf16; a run's config.toml holds what auto came to."""
     calibration_steps: int = 4_096
     """Agent steps of random play before the first update, not counted in `steps`: what is seen there sets the
-    scale of the fresh network's layers, and what an encoder with standardize=true measures pixels from. Images
-    only; 0: none."""
+    scale of the fresh network's layers or, of an encoder with standardize=true, what pixels are measured from.
+    Images only; 0: none."""
     log_every: int = 2_000
     """Agent steps between two rows of progress.csv."""
     checkpoint_every: int = 100_000
