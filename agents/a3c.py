@@ -34,6 +34,9 @@ from neurocoder.agents.vtrace import vtrace
 from neurocoder.errors import require
 from neurocoder.policies import Policy
 
+OPTIMIZERS = ("adam", "rmsprop")
+LR_SCHEDULES = ("constant", "linear", "exponential")
+
 
 @dataclass(frozen=True, slots=True)
 class A3CConfig:
@@ -49,9 +52,10 @@ class A3CConfig:
     """adam or rmsprop; its statistics are shared by all workers."""
     learning_rate: float = 7e-4
     lr_schedule: str = "linear"
-    """linear: down to zero at the last step, as in the paper, unless the next two say otherwise; or constant."""
+    """linear: down to zero at the last step, as in the paper, unless the next two say otherwise; exponential: by the
+    same factor in every step, down to lr_final; or constant."""
     lr_final: float = 0.0
-    """Where a linear schedule ends, and stays."""
+    """Where a schedule ends, and stays; exponential needs it > 0."""
     lr_steps: int = 0
     """Agent steps until then; 0: all of the run's."""
     optimizer_eps: float = 1e-5
@@ -123,8 +127,10 @@ class A3CConfig:
             require(math.isfinite(value) and value >= 0, f"a3c.{name}", value, "finite and >= 0")
         for name in ("gamma", "gae_lambda", "rmsprop_decay"):
             require(0 <= getattr(self, name) <= 1, f"a3c.{name}", getattr(self, name), "in [0, 1]")
-        for name, known in (("optimizer", ("adam", "rmsprop")), ("lr_schedule", ("constant", "linear"))):
+        for name, known in (("optimizer", OPTIMIZERS), ("lr_schedule", LR_SCHEDULES)):
             require(getattr(self, name) in known, f"a3c.{name}", getattr(self, name), f"one of {known}")
+        if self.lr_schedule == "exponential":
+            require(self.lr_final > 0, "a3c.lr_final", self.lr_final, '> 0 with lr_schedule="exponential"')
 
     @property
     def games_per_rollout(self) -> int:
@@ -211,6 +217,8 @@ def learning_rate(config: A3CConfig, agent_steps: int, total_steps: int) -> floa
     if config.lr_schedule == "constant":
         return config.learning_rate
     done = min(1.0, agent_steps / (config.lr_steps or total_steps))
+    if config.lr_schedule == "exponential":
+        return config.learning_rate * (config.lr_final / config.learning_rate) ** done
     return config.learning_rate + done * (config.lr_final - config.learning_rate)
 
 

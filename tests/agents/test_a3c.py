@@ -151,6 +151,9 @@ def test_learning_rate_schedules():
     for total in (20, 100):
         rates = [learning_rate(early, n, total) for n in (0, 10, 40, 90)]
         assert rates == pytest.approx([0.1, 0.08, 0.02, 0.02])
+    halving = A3CConfig(learning_rate=0.1, lr_schedule="exponential", lr_final=0.0125, lr_steps=30)
+    rates = [learning_rate(halving, n, 100) for n in (0, 10, 20, 30, 90)]
+    assert rates == pytest.approx([0.1, 0.05, 0.025, 0.0125, 0.0125])
 
 
 def small_policy(core="none", head="linear"):
@@ -264,6 +267,7 @@ def test_every_head_learns_with_its_loss_and_diagnostics(head):
         (dict(learning_rate=float("nan")), "a3c.learning_rate=nan"),
         (dict(lr_final=-1e-4), "a3c.lr_final=-0.0001 must be finite and >= 0"),
         (dict(lr_steps=-1), "a3c.lr_steps=-1 must be >= 0"),
+        (dict(lr_schedule="exponential"), 'a3c.lr_final=0.0 must be > 0 with lr_schedule="exponential"'),
         (dict(optimizer="sgd"), "a3c.optimizer='sgd' must be one of"),
         (dict(reward_clip=-1.0), "a3c.reward_clip=-1.0"),
         (dict(clip_range=-0.1), "a3c.clip_range=-0.1"),
