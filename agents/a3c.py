@@ -259,11 +259,15 @@ def advantage_and_target(
 def assessed(policy: Policy, rollout: Rollout, config: A3CConfig) -> Rollout:
     """Return `rollout` with the advantages and targets that it has under `policy` as it is now.
 
-    Single steps can then be learned from (``Rollout.steps``) in any order.
+    Single steps can then be learned from (``Rollout.steps``) in any order. If the rollout has a tape, `policy` must have
+    the parameters that acted: only its heads are asked again.
     """
     device = next(policy.parameters()).device
     output, _, _ = policy.evaluate(
-        rollout.observation.to(device), rollout.initial_state, rollout.episode_start.to(device)
+        rollout.observation.to(device),
+        rollout.initial_state,
+        rollout.episode_start.to(device),
+        rollout.tape,
     )
     log_prob_TB = policy.distribution(output.logits).log_prob(rollout.action.to(device))
     log_ratio_TB = log_prob_TB.float().cpu() - rollout.log_prob

@@ -163,13 +163,16 @@ class Worker:
         size = config.envs_per_worker // config.env_groups
         lowered = spec.precision == "bf16"
         trunk = self._policy.encoder, self._policy.core
-        keeps = config.keeps_acting_pass and Tape.can_record(*trunk, lowered=lowered)
+        assesses = config.minibatches > 1 and not self._policy.initial_state(1)
+        keeps = (config.keeps_acting_pass or assesses) and Tape.can_record(*trunk, lowered=lowered)
         self._actors = [
             Actor(
                 self._policy,
                 spec.make_envs(size),
                 torch.Generator(self._device).manual_seed(action_seed + group),
-                tape=Tape(config.n_steps, lowered=lowered) if keeps else None,
+                tape=Tape(config.n_steps, lowered=lowered, differentiable=config.keeps_acting_pass)
+                if keeps
+                else None,
                 beat=lambda: board.beat(index),
             )
             for group in range(config.env_groups)

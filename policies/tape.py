@@ -17,6 +17,9 @@ that is used again.
 A tape runs in the parameters' precision, or, in place of autocast, in bfloat16: then it computes with a copy of the trunk that
 it brings up to date at the first step of each rollout. Autocast would cast every weight at every step. What the core
 remembers stays in float32, as do sums of gradients.
+
+A learner that takes several steps from one rollout cannot learn from a tape, but can look back at it for what the network
+thought when it acted, if only at its features: ``Tape(n_steps, differentiable=False)`` keeps nothing else.
 """
 
 from copy import deepcopy
@@ -40,6 +43,8 @@ class TapeError(NeurocoderError):
 class Tape:
     """What encoder and core computed in `n_steps` steps of one batch, in bfloat16 if `lowered`.
 
+    Only their features are kept unless it is `differentiable`.
+
     The memory, [n_steps, B, ...] for everything kept, is allocated at the first step and used for every rollout:
     the step after the last one begins the next rollout. Until the backward pass of a rollout is done, its
     parameters must stay as they acted, and nothing may be recorded.
@@ -50,10 +55,11 @@ class Tape:
         n_steps < 1.
     """
 
-    def __init__(self, n_steps: int, *, lowered: bool = False) -> None:
+    def __init__(self, n_steps: int, *, lowered: bool = False, differentiable: bool = True) -> None:
         require(n_steps >= 1, "n_steps", n_steps, ">= 1")
         self.n_steps = n_steps
         self.lowered = lowered
+        self.differentiable = differentiable
         self._copy: tuple[Encoder, Core] | None = None
         """Of the trunk, in bfloat16."""
         self._length = 0
@@ -94,10 +100,13 @@ class Tape:
         with torch.autocast(device, enabled=False):
             if self.lowered:
                 encoder, core = self._brought_up_to_date(encoder, core)
-            features, encoder_kept = encoder.record(observation)
+            if self.differentiable:
+                features, kept = encoder.record(observation)
+            else:
+                features, kept = encoder(observation), ()
             output, state, core_kept = core.record(features, state, episode_start)
             output = output.float() if self.lowered else output
-            self._keep(encoder_kept, core_kept, output)
+            self._keep(kept, core_kept if self.differentiable else (), output)
         return output, state
 
     def _brought_up_to_date(self, encoder: Encoder, core: Core) -> tuple[Encoder, Core]:
@@ -141,8 +150,11 @@ class Tape:
         Raises
         ------
         TapeError
-            The rollout is not complete, or the observations are not of T steps of B games.
+            The rollout is not complete, or the observations are not of T steps of B games; or gradients are
+            wanted of a tape that is not differentiable.
         """
+        if torch.is_grad_enabled() and not self.differentiable:
+            raise TapeError("the tape keeps features only, no gradients; look at them under torch.no_grad()")
         if self._length < self.n_steps:
             raise TapeError(
                 f"the tape holds {self._length} of {self.n_steps} steps; record the others before learning"
@@ -152,6 +164,8 @@ class Tape:
             raise TapeError(
                 f"the tape holds [steps, batch] = {recorded}, the rollout to learn from has {shape}"
             )
+        if not self.differentiable:
+            return self._kept[-1]
         modules = self._copy or (encoder, core)
         parameters = (*encoder.parameters(), *core.parameters())
         return _Recorded.apply(modules, self._n_encoder, observation, self._kept, *parameters)

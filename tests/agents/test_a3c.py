@@ -1,5 +1,7 @@
 """A3C's equations against loops and hand numbers; rollouts against an environment known in closed form."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -16,10 +18,11 @@ from neurocoder.agents.a3c import (
     policy_gradient_loss,
     value_loss,
 )
-from neurocoder.agents.rollout import rollouts
+from neurocoder.agents.rollout import Actor, play, rollouts
 from neurocoder.envs import make_vec
 from neurocoder.errors import ConfigError
 from neurocoder.policies import HEADS, Policy, PolicyConfig
+from neurocoder.policies.tape import Tape
 
 LENGTH = 4
 
@@ -350,6 +353,26 @@ def test_the_steps_of_a_rollout_make_the_whole_in_any_order(options):
     torch.testing.assert_close(gradient(*parts), whole, rtol=1e-4, atol=1e-6)
     if options.get("normalize_advantage"):
         assert known.advantage.mean().abs() < 1e-6 and known.advantage.std(correction=0) == pytest.approx(1)
+
+
+def test_a_rollout_is_assessed_by_what_was_thought_when_it_was_played():
+    policy = small_policy("none", "neurocoder")
+    actor = Actor(
+        policy,
+        make_vec("TruncatedClock-v0", 4),
+        torch.Generator().manual_seed(0),
+        tape=Tape(6, differentiable=False),
+    )
+    actor.reset([1, 2, 3, 4])
+    play([actor], 6)
+    (rollout,) = play([actor], 6)
+    config = A3CConfig(n_steps=6, envs_per_worker=4, minibatches=8, clip_range=0.2)
+    known, again = (assessed(policy, r, config) for r in (rollout, replace(rollout, tape=None)))
+    for name in ("advantage", "target"):
+        assert getattr(known, name).std() > 0
+        torch.testing.assert_close(getattr(known, name), getattr(again, name))
+    rollout.observation.zero_()  # it is not looked at again
+    torch.testing.assert_close(assessed(policy, rollout, config).target, known.target, rtol=0, atol=0)
 
 
 def test_a_clipped_loss_knows_what_the_acting_policy_thought():

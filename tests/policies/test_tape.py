@@ -368,6 +368,36 @@ def rollout_of(policy: Policy, n_steps: int, batch: int) -> tuple[Tensor, State,
     return observations(policy, n_steps, batch), policy.initial_state(batch), start
 
 
+# ------------------------------------------------------------------------------------- looking back
+
+
+@pytest.mark.parametrize("lowered", [False, True])
+@pytest.mark.parametrize("core", ["none", "lstm"])
+@pytest.mark.parametrize("encoder", ["a3c", "a3c, standardised"])
+def test_features_alone_are_those_of_the_whole_tape(encoder, core, lowered):
+    policy = made(encoder, core, "neurocoder", torch.float32)
+    rollout = (
+        observations(policy, 3, 2),
+        some_state(policy, 2),
+        STARTS["1 step of 3, first"].bool().t().repeat(1, 2),
+    )
+    whole, features = Tape(3, lowered=lowered), Tape(3, lowered=lowered, differentiable=False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+        last = [acted(policy, tape, *rollout) for tape in (whole, features)]
+        with torch.no_grad():
+            (one, seen, _), (two, seen_again, _) = (policy.evaluate(*rollout, t) for t in (whole, features))
+    for ours, theirs in zip((*two, seen_again, *last[1]), (*one, seen, *last[0]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert [len(part[0]) for part in features._kept] == [2]  # of two games, and nothing beside
+
+
+def test_features_alone_have_no_gradients(policy):
+    tape, rollout = Tape(2, differentiable=False), rollout_of(policy, 2, 3)
+    acted(policy, tape, *rollout)
+    with pytest.raises(TapeError, match="keeps features only"):
+        policy.evaluate(*rollout, tape)
+
+
 def test_a_tape_needs_a_step():
     with pytest.raises(ConfigError, match="n_steps=0 must be >= 1"):
         Tape(0)

@@ -254,7 +254,7 @@ def test_the_environment_on_the_command_line_wins_over_the_recipes(tmp_path: Pat
 
 def test_an_environment_alone_picks_the_recipe_of_its_kind() -> None:
     game = resolve(PONG, None, {}, "command line")
-    assert (game.policy.encoder, game.policy.core, game.a3c.updates_per_rollout) == ("a3c", "none", 24)
+    assert (game.policy.encoder, game.policy.core, game.a3c.updates_per_rollout) == ("a3c", "none", 16)
     classic = resolve(PONG, "a3c", {}, "test")
     assert (classic.policy.encoder, classic.policy.core, classic.policy.core_size) == ("a3c", "lstm", 256)
     assert classic.a3c.keeps_acting_pass
@@ -330,13 +330,13 @@ def test_a_game_always_has_a_protocol() -> None:
 @pytest.mark.parametrize(
     ("overrides", "minibatches"),
     [
-        ({}, 8),
+        ({}, 16),
         ({"policy.core": "lstm", "a3c.envs_per_worker": 4}, 4),  # whole games
         ({"policy.core": "gru", "a3c.envs_per_worker": 6}, 2),
         ({"policy.core": "lstm", "a3c.env_groups": 4}, 4),
         ({"a3c.envs_per_worker": 3, "a3c.n_steps": 20}, 4),  # of 60 steps
-        ({"a3c.minibatches": 16}, 16),
-        ({"policy.core": "lstm", "a3c.minibatches": 16}, 16),
+        ({"a3c.minibatches": 8}, 8),
+        ({"policy.core": "lstm", "a3c.minibatches": 8}, 8),
     ],
 )
 def test_a_recipe_s_minibatches_fit_what_is_asked_for(overrides: dict[str, Any], minibatches: int) -> None:
