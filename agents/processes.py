@@ -5,8 +5,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from types import FrameType
 from typing import Any
 
 import torch.multiprocessing
@@ -32,7 +35,8 @@ class _Process(ForkServerProcess):
 
     def start(self) -> None:
         self._variables = dict(os.environ)
-        super().start()
+        with _ctrl_c_later():  # a child that was told half of what it is would print a traceback
+            super().start()
 
     def run(self) -> None:
         os.environ.clear()
@@ -42,6 +46,27 @@ class _Process(ForkServerProcess):
 
 class _Context(ForkServerContext):
     Process = _Process
+
+
+@contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Let a Ctrl-C that comes within take effect at the end; other threads than the main one never see any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def exit_with_parent() -> None:
