@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from neurocoder.agents import denormals
 from neurocoder.agents.a3c import A3CConfig, assessed, learning_rate, loss_and_metrics
 from neurocoder.agents.hogwild import Board, LocalCopy, SharedModel
 from neurocoder.agents.importance import Network, Penalty
@@ -126,11 +127,14 @@ def run_worker(
     exit_with_parent()
     torch.set_num_threads(1)
     try:
-        for message in Worker(index, restarts, spec, model, board).messages():
-            connection.send(message)
-            if isinstance(message, Snapshot | Delivered) or (spec.a3c.sync and isinstance(message, Record)):
-                connection.recv()
-                board.beat(index)
+        with denormals.as_zero():
+            for message in Worker(index, restarts, spec, model, board).messages():
+                connection.send(message)
+                if isinstance(message, Snapshot | Delivered) or (
+                    spec.a3c.sync and isinstance(message, Record)
+                ):
+                    connection.recv()
+                    board.beat(index)
     except (BrokenPipeError, EOFError, ConnectionResetError):
         pass  # the supervisor is done with this worker
     except NonFiniteLossError as error:

@@ -1,5 +1,6 @@
 """One training run from its first step, or from a checkpoint, to its end."""
 
+from neurocoder.agents import denormals
 from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.agents.supervisor import WorkerError
 from neurocoder.envs import is_game_sequence
@@ -32,7 +33,7 @@ def run_training(
     recover(run.checkpoints)
     kind = SequenceSession if is_game_sequence(config.env) else SESSIONS[config.agent]
     session: Session = kind(config, policy, run, checkpoint, trust)
-    with stop_on_signal() as stop:
+    with stop_on_signal() as stop, denormals.as_zero():
         try:
             return session.run_until(stop)
         except (NonFiniteLossError, WorkerError) as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toys import cartpole, make_quitting, processes_of
+from toys import cartpole, make_quitting, make_telling_denormals, processes_of
 
 from neurocoder.agents.hogwild import SharedModel
 from neurocoder.agents.rollout import NonFiniteLossError
@@ -99,6 +99,12 @@ def test_a2c_in_step_repeats_itself_to_the_bit_and_alone_is_a3c():
         assert torch.equal(two, again)
         alone, a3c = values(workers=1, sync=True, **several), values(workers=1, **several)
         assert torch.equal(alone, a3c) and not torch.equal(alone, two)
+
+
+def test_numbers_too_small_to_matter_are_zeros_in_workers():
+    spec, model = cartpole(make_envs=make_telling_denormals)
+    episodes = [episode for event in records(run(spec, model)) for episode in event.episodes]
+    assert episodes and {episode.raw_return for episode in episodes} == {1.0}
 
 
 def test_vtrace_and_groups_of_games_train():

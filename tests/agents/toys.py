@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from neurocoder.agents import denormals
 from neurocoder.agents.a3c import A3CConfig
 from neurocoder.agents.hogwild import SharedModel
 from neurocoder.agents.worker import TrainSpec
@@ -57,6 +58,27 @@ def make_quitting(num_envs):
     if "Quits-v0" not in gym.registry:
         gym.register("Quits-v0", Quits)
     return make_vec("Quits-v0", num_envs)
+
+
+class Denormals(gym.Env):
+    """Games of one step, that return 1 where numbers of 1e-39 count as 0 in the process that plays them."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), float(denormals.are_zero()), True, False, {}
+
+
+def make_telling_denormals(num_envs):
+    """Return such games; registered in whatever process makes them."""
+    if "Denormals-v0" not in gym.registry:
+        gym.register("Denormals-v0", Denormals)
+    return make_vec("Denormals-v0", num_envs)
 
 
 def processes_of(session: int) -> dict[int, int]:

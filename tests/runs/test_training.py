@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from neurocoder.agents import denormals
 from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.envs import PROTOCOLS
 from neurocoder.runs.checkpoint import find_checkpoint, load_checkpoint, saved_steps
@@ -22,6 +23,7 @@ from neurocoder.runs.cli import main
 from neurocoder.runs.config import TASK_RECIPES, read_recipe, recipe_names, resolve
 from neurocoder.runs.preparation import prepare, resolve_precision
 from neurocoder.runs.run import Run, find_runs
+from neurocoder.runs.supervised_session import SupervisedSession
 from neurocoder.runs.training import run_training
 
 TIME_COLUMNS = {"seconds", "steps_per_second"}
@@ -67,6 +69,20 @@ def test_one_worker_and_one_seed_give_the_same_bytes_twice(tmp_path, env):
         assert one.read_bytes() == two.read_bytes()
     other = train_small(tmp_path / "c", env, seed=4)
     assert without_time(other) != without_time(first)
+
+
+def test_numbers_too_small_to_matter_are_zeros_while_a_run_trains_and_not_after(tmp_path, monkeypatch):
+    def watched(session, stop):
+        during.append(denormals.are_zero())
+        return trains(session, stop)
+
+    during: list[bool] = []
+    trains = SupervisedSession.run_until
+    monkeypatch.setattr(SupervisedSession, "run_until", watched)
+    config, policy = prepare(resolve("neurocoder/Digits-v0", None, {"steps": 256}, "test"))
+    with Run.create(tmp_path, config) as run:
+        run_training(config, policy, run)
+    assert during == [True] and not denormals.are_zero()
 
 
 def test_a_fresh_network_is_calibrated_on_random_play_where_observations_are_images():
