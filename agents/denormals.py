@@ -1,9 +1,9 @@
-"""Numbers too small for float32's normal range, which processors take a hundred times longer to add, count as 0.
+"""Numbers too small for float32's normal range, which processors are slow to calculate with, count as 0.
 
 They come from optimisers: the moments that Adam keeps of a parameter without gradient (a border pixel's weights, a unit
 that is never active, a program that is never chosen) are multiplied by 0.9 at every step, and fall below 1e-38 within a
-thousand. Of five programs on split MNIST (nsm, 1.65M parameters) half of each training step was spent so: 50 seconds
-against 33 with zeros. Nothing learned changes by it: added to a parameter, such numbers are lost in rounding.
+thousand. A run of split MNIST with five programs (nsm, 1.65M parameters, Adam) takes 33 CPU seconds with zeros, 50 without.
+Nothing learned changes by it: added to a parameter, such numbers are lost in rounding.
 """
 
 from collections.abc import Iterator
