@@ -68,8 +68,8 @@ from neurocoder.errors import ConfigError, require
 from neurocoder.policies import NeurocoderLinear, Policy
 from neurocoder.policies.heads import HeadsSideBySide
 
-CLAIMING = 1_024
-"""Images of a task that slots are claimed by, where routing is fixed."""
+MANY = 1_024
+"""Images of a task by which slots are claimed where routing is fixed, and by which it shows that slots are not read."""
 SETTLING = 0.05
 """Weight of the newest batch in the running mean that a new task is compared with."""
 
@@ -162,7 +162,7 @@ class ContinualLearner:
         precision: str = "fp32",
     ) -> None:
         self.envs, self.test_envs = _continual(envs), _continual(test_envs)
-        if self.envs.task.classes.tolist() != self.test_envs.task.classes.tolist():
+        if not self.envs.task.is_tested_by(self.test_envs.task):
             raise ConfigError(
                 "training and test environment have different tasks: give both the same options"
             )
@@ -176,6 +176,11 @@ class ContinualLearner:
         self.network = Network(policy)
         self.optimizer = make_optimizer(config.of_optimizer, policy)
         torch.manual_seed(seed)  # what is random in a forward pass (moe's gates)
+        n_tasks = self.envs.task.n_tasks
+        if (
+            config.method == "replay" and config.memory_size < n_tasks - 1
+        ):  # nothing is replayed after the last
+            raise ConfigError(f"continual.memory_size={config.memory_size} is less than one image a task")
         self.method = METHOD_CLASSES[config.method](self.network, config, seed)
         self.steps = 0
         """Agent steps learned from: new images, with what fills up a pass's last batch."""
@@ -305,11 +310,15 @@ class ContinualLearner:
         if self.routed and self.growths == self.task:
             self.policy.eval()
             self._show(self.task)
-            n = min(CLAIMING, self.envs.task.n)
-            drawn = self.envs.task.draw(self.seed, 0, n)
-            observation, target = (torch.from_numpy(part[0]).to(self.device) for part in drawn[:2])
-            images = Samples(observation, target, torch.full_like(target, self.task))
-            claim(self.network, self.routed, lambda head: self._slots_of(head, self.task), images)
+            claim(
+                self.network, self.routed, lambda head: self._slots_of(head, self.task), self._some_images()
+            )
+
+    def _some_images(self) -> Samples:
+        """Return images of the task, MANY of them or all, always the same."""
+        drawn = self.envs.task.draw(self.seed, 0, min(MANY, self.envs.task.n))
+        observation, target = (torch.from_numpy(part[0]).to(self.device) for part in drawn[:2])
+        return Samples(observation, target, torch.full_like(target, self.task))
 
     def _show(self, task: int) -> None:
         """Show the slots that images of `task` may read: its own, where that is asked for and they are there."""
@@ -345,9 +354,8 @@ class ContinualLearner:
 
     def _prune(self) -> None:
         """Remove the slots that neither this task reads nor any before it."""
-        assert self._last is not None
         self.policy.eval()
-        now = usage(self.network, self.growing, self._last.observation)
+        now = usage(self.network, self.growing, self._some_images().observation)
         for name, read in now.items():
             before = self.usage.get(name, torch.zeros_like(read))
             missing = read.new_zeros(len(read) - len(before))  # slots that are new in this task

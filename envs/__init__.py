@@ -9,7 +9,7 @@ from neurocoder.envs.atari import (
     get_protocol,
     make_atari,
 )
-from neurocoder.envs.continual_atari import choose, parse_games
+from neurocoder.envs.continual_atari import check_games, choose, parse_games
 from neurocoder.envs.pictures import AtariCamera
 from neurocoder.envs.random_play import random_observations
 from neurocoder.envs.registry import EnvError, env_ids, env_spec, is_atari, is_game_sequence, is_task
@@ -36,6 +36,7 @@ __all__ = [
     "Task",
     "TaskVectorEnv",
     "WatchedGame",
+    "check_games",
     "choose",
     "env_ids",
     "env_spec",

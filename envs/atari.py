@@ -254,11 +254,12 @@ class AtariEnvs(gym.vector.VectorEnv):
         self.native.close()
 
 
-class LifeLossEnds(gym.Wrapper):
+class LifeLossEnds(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Single-environment form of ``life_loss_ends_episode``: a lost life terminates, the game goes on at reset."""
 
     def __init__(self, env: gym.Env) -> None:
-        super().__init__(env)
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
         self._lives = 0
         self._last: tuple[Any, dict[str, Any]] | None = None
 
@@ -281,6 +282,17 @@ class LifeLossEnds(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
+def check_switches(game: str, mode: int | None, difficulty: int | None) -> None:
+    """Raise an EnvError for a position that the switches of the cartridge do not have; None is as it is delivered."""
+    plain = gym.make(game)
+    ale = plain.unwrapped.ale  # type: ignore[attr-defined]
+    there = {"mode": ale.getAvailableModes(), "difficulty": ale.getAvailableDifficulties()}
+    plain.close()
+    for name, value in (("mode", mode), ("difficulty", difficulty)):
+        if value is not None and value not in there[name]:
+            raise EnvError(f"{name} {value}: {game} has {sorted(map(int, there[name]))}")
+
+
 def make_atari(
     env_id: str,
     protocol: AtariProtocol,
@@ -291,8 +303,13 @@ def make_atari(
 ) -> gym.Env:
     """Return one game behind Gymnasium's wrappers: slower than :class:`AtariEnvs`, but it can be watched.
 
-    `mode` and `difficulty` are the cartridge's switches. Observations [stack, size, size] are uint8; ``normalisation = "running"`` and ``fire_reset`` exist on the
-    native path only and are refused here.
+    `mode` and `difficulty` are the cartridge's switches. Observations [stack, size, size] are uint8; ``normalisation = "running"``
+    and ``fire_reset`` exist on the native path only and are refused here.
+
+    Raises
+    ------
+    EnvError
+        The id is no game's, the protocol is not for this path, or the cartridge has no such switch.
     """
     spec = env_spec(env_id)
     if not is_atari(spec):
@@ -305,8 +322,11 @@ def make_atari(
     switches: dict[str, Any] = {
         key: value for key, value in (("mode", mode), ("difficulty", difficulty)) if value is not None
     }
+    game = f"ALE/{spec.name}-v5" if spec.namespace == "ALE" else env_id
+    if switches:
+        check_switches(game, mode, difficulty)
     env = gym.make(
-        f"ALE/{spec.name}-v5" if spec.namespace == "ALE" else env_id,
+        game,
         **switches,
         frameskip=1,  # AtariPreprocessing skips; a second skip would multiply
         repeat_action_probability=protocol.sticky,

@@ -91,6 +91,14 @@ class ContinualTask(Classification):
     ) -> None:
         lookup(dict.fromkeys(SCENARIOS), scenario, "scenario", EnvError)
         lookup(dict.fromkeys(ORDERS), order, "order", EnvError)
+        for name, value in (
+            ("classes_per_task", classes_per_task),
+            ("tasks", tasks),
+            ("order_seed", order_seed),
+            ("task", task),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise EnvError(f"{name}={value!r} must be a whole number")
         super().__init__(
             dataset,
             split,
@@ -116,6 +124,10 @@ class ContinualTask(Classification):
         self.scenario, self.permuted = scenario, permuted
         self.classes_per_task = classes_per_task or (n_classes if permuted else 2)
         """How many classes every task has."""
+        if self.classes_per_task == 1 and scenario != "class":
+            raise EnvError(
+                f"classes_per_task=1: in scenario {scenario!r} there is nothing to tell apart; take 2 or more"
+            )
         self.n_tasks = _count_tasks(n_classes, self.classes_per_task, tasks, permuted)
         """How many tasks there are."""
         if order == "random":
@@ -181,6 +193,15 @@ class ContinualTask(Classification):
         other = copy.copy(self)
         other._show(options.get("task", self.task))
         return other
+
+    def is_tested_by(self, other: "ContinualTask") -> bool:
+        """Return whether `other` has the same sequence of tasks, with images of the same kind: another split of it."""
+        return (
+            (self.scenario, self.permuted) == (other.scenario, other.permuted)
+            and np.array_equal(self.classes, other.classes)
+            and (not self.permuted or self._order_seed == other._order_seed)
+            and self.observation_space == other.observation_space
+        )
 
     def draw(self, seed: int, index: int, batch: int) -> Drawn:
         """Return one step: images [1, B, C, H, W] of this task and their targets [1, B]."""

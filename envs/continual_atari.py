@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from neurocoder.envs.atari import AtariEnvs, AtariProtocol, make_atari
+from neurocoder.envs.atari import AtariEnvs, AtariProtocol, check_switches, make_atari
 from neurocoder.envs.registry import EnvError, env_spec
 from neurocoder.envs.replayable import ReplayableEnvs
 
@@ -65,16 +65,31 @@ def choose(games: Sequence[str], task: int) -> Game:
     return known[task]
 
 
+def check_games(games: Sequence[str], *, native: bool) -> None:
+    """Raise an EnvError unless every one of `games` can be made, natively or one by one.
+
+    It looks at their switches only: what a name says is :func:`parse_games`'s.
+    """
+    for text, game in zip(games, parse_games(games), strict=True):
+        if game.switched and native:
+            raise EnvError(
+                f"game {text!r}: ale-py's native vector environment knows no modes; use vectorization 'sync'"
+            )
+        if game.switched:
+            check_switches(game.env_id, game.mode, game.difficulty)
+
+
 def shared_actions(protocol: AtariProtocol) -> AtariProtocol:
     """Return `protocol` with the actions that all games have."""
     return replace(protocol, full_action_space=True)
 
 
-class TellsTask(gym.Wrapper):
+class TellsTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Adds ``info["task"]``."""
 
     def __init__(self, env: gym.Env, task: int) -> None:
-        super().__init__(env)
+        gym.utils.RecordConstructorArgs.__init__(self, task=task)
+        gym.Wrapper.__init__(self, env)
         self.task = task
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -93,10 +108,7 @@ class ContinualAtariEnvs(AtariEnvs):
         self, games: Sequence[str], task: int, protocol: AtariProtocol, num_envs: int, num_threads: int = 1
     ) -> None:
         game = choose(games, task)
-        if game.switched:
-            raise EnvError(
-                f"game {games[task]!r}: ale-py's native vector environment knows no modes; use vectorization 'sync'"
-            )
+        check_games([games[task]], native=True)
         super().__init__(game.env_id, shared_actions(protocol), num_envs, num_threads)
         self.task = task
 

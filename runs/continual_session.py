@@ -5,6 +5,7 @@ import threading
 from neurocoder.agents.continual import ContinualLearner
 from neurocoder.agents.continual_metrics import summary
 from neurocoder.envs import make_tasks
+from neurocoder.errors import ConfigError
 from neurocoder.policies import Policy
 from neurocoder.runs.checkpoint import Checkpoint
 from neurocoder.runs.config import TrainConfig
@@ -15,7 +16,20 @@ from neurocoder.runs.session import Outcome
 
 
 def make_learner(config: TrainConfig, policy: Policy, trust: bool) -> ContinualLearner:
-    """Return the learner of a run, before its first step."""
+    """Return the learner of a run, before its first step.
+
+    Raises
+    ------
+    ConfigError, EnvError
+        Options under which the run would not learn all tasks from training images, or any that they cannot have.
+    """
+    if "task" in config.env_options:
+        raise ConfigError("env_options.task: a training goes through all tasks; leave it out")
+    if config.env_options.get("split", "train") != "train":
+        raise ConfigError(
+            f"env_options.split={config.env_options['split']!r}: tasks are learned from 'train' and scored on 'test'; "
+            f"leave it out"
+        )
     size = config.continual.batch_size
     envs = make_tasks(config.env, size, config.env_options, trust=trust)
     test_envs = make_tasks(config.env, size, {**config.evaluation_options, "split": "test"}, trust=trust)

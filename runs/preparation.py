@@ -12,11 +12,11 @@ from neurocoder.agents.importance import Network
 from neurocoder.agents.supervised import check_memories, with_curriculum
 from neurocoder.envs import (
     EpisodeRecorder,
+    check_games,
     choose,
     is_game_sequence,
     make_tasks,
     make_vec,
-    parse_games,
     random_observations,
 )
 from neurocoder.envs.continual import ContinualTask
@@ -91,15 +91,15 @@ def prepare(
 
     Everything that can be wrong with a configuration shows here, before anything is written.
     """
+    sequence = is_game_sequence(config.env)
+    if sequence:
+        games_of(config)
     check_device(config.device)
     config = replace(config, precision=resolve_precision(config.precision, config.device))
     if config.agent == "supervised":
         make_tasks(config.env, 1, config.evaluation_options, trust=trust).close()
         tasks = make_tasks(config.env, 1, config.env_options, trust=trust)
         with_curriculum(tasks, config.supervised.curriculum).close()
-    sequence = is_game_sequence(config.env)
-    if sequence:
-        games_of(config)
     make_envs = environment_factory(config, trust=trust)
     if config.agent == "continual" and not sequence:
         config = replace(config, policy=_with_heads_of_tasks(config, trust))
@@ -154,14 +154,17 @@ def games_of(config: TrainConfig) -> list[str]:
         There are none that are known, or settings that a sequence cannot have.
     """
     games = config.env_options.get("games", ())
-    parse_games(games)
+    check_games(games, native=config.vectorization == "native")
+    if config.agent != "a3c":
+        raise ConfigError(f"agent={config.agent!r}: games are learned by reward; expected 'a3c'")
     if "task" in config.env_options:
         raise ConfigError("env_options.task: a training goes through all games; leave it out")
     method = config.continual.method
     if method not in SEQUENCE_METHODS:
         raise ConfigError(f"continual.method={method!r}: with games expected one of {SEQUENCE_METHODS}")
-    if config.continual.prune or config.continual.novelty:
-        raise ConfigError("continual.prune and continual.novelty are for tasks with images, not for games")
+    for name in ("prune", "novelty", "own_slots"):
+        if getattr(config.continual, name):
+            raise ConfigError(f"continual.{name}: for tasks with images, not for games; leave it out")
     if config.evaluation.every:
         raise ConfigError("evaluation.every: games are scored after each of them; expected 0")
     if config.policy.core != "none" and method != "none":

@@ -1,8 +1,9 @@
 """A run of A3C on games one after the other: all of them are scored after each, and what was learned is held on to.
 
 When a game ends, the method that the configuration names (``agents.continual_methods``) remembers the policy: what it has
-against change becomes a penalty in every worker's loss. Importances are of the actor, from frames that it plays; the critic
-is free. Program memories may grow (``continual.grow``). The optimiser begins anew with each game.
+against change becomes a penalty in every worker's loss. Importances are of the actor, from frames that it plays, and leave the
+critic free; only l2 holds both. Program memories may grow (``continual.grow``). The optimiser begins anew with each game; its
+learning rate follows one schedule over the whole run.
 """
 
 import threading
@@ -93,15 +94,22 @@ class SequenceSession(A3CSession):
         if isinstance(self.method, L2):
             terms = [(term.importance, term.anchor) for term in self.method.terms]
             penalty = Penalty(self.config.continual.strength, terms)
-        self.spec = replace(spec, total_steps=(self.task + 1) * self.steps_per_game, penalty=penalty)
+        total = self.steps_per_game * len(self.games)
+        a3c = replace(spec.a3c, lr_steps=spec.a3c.lr_steps or total)  # a schedule of the run, not of the game
+        self.spec = replace(spec, a3c=a3c, total_steps=(self.task + 1) * self.steps_per_game, penalty=penalty)
 
     def _grown(self, config: TrainConfig) -> TrainConfig:
         """Return `config` with as many slots as the policy has by now: workers build it from that."""
-        if not self._growing:
-            return config
-        head = next(iter(self._growing.values()))
-        sizes = {"slots": head.slots, "frozen_slots": head.frozen_slots}
-        policy = replace(config.policy, head_config={**config.policy.head_config, **sizes})
+        policy = config.policy
+        for name, head in self._growing.items():
+            sizes = {"slots": head.slots, "frozen_slots": head.frozen_slots}
+            if name.startswith("policy.encoder."):
+                layers = {**policy.encoder_config["layers_head_config"], **sizes}
+                policy = replace(
+                    policy, encoder_config={**policy.encoder_config, "layers_head_config": layers}
+                )
+            else:
+                policy = replace(policy, head_config={**policy.head_config, **sizes})
         return replace(config, policy=policy)
 
     # --------------------------------------------------------------------------------------- the run

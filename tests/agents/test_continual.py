@@ -735,6 +735,9 @@ def test_what_cannot_be_learned_is_refused():
         ({"last": "wrap"}, "last='wrap'"),
         ({"shuffle": False}, "random order"),
         ({"test": {"order": "random"}}, "different tasks"),
+        ({"test": {"scenario": "task"}}, "different tasks"),
+        ({"test": {"normalize": False}}, "different tasks"),
+        ({"permuted": True, "test": {"permuted": True, "order_seed": 1}}, "different tasks"),
     ):
         with pytest.raises(NeurocoderError, match=message):
             build(**options)

@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -174,9 +175,11 @@ def test_any_batch_of_ours_fits():
 
 @pytest.mark.parametrize("game", [GAME, "ALE/Pong-v5", "ALE/MontezumaRevenge-v5"])
 @pytest.mark.parametrize("name", [name for name, p in PROTOCOLS.items() if p.normalisation == "scale"])
-def test_sb3_accepts_our_single_games(game, name):
+@pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version:UserWarning")
+def test_both_checkers_accept_our_single_games(game, name):
     """Running normalisation exists on the native path alone: there is no single game of neurocoder2020."""
     check_env(make_one(game, PROTOCOLS[name]))
+    gymnasium_check_env(make_one(game, PROTOCOLS[name]), skip_render_check=True)
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1", "Blackjack-v1", "Acrobot-v1"])

@@ -105,6 +105,12 @@ def test_an_optimiser_without_its_rate_takes_the_protocols(name: str, rate: floa
     [
         ([ID, "--set", "continual.method=ewk"], "did you mean 'ewc'"),
         ([ID, "--set", "env_options.tasks=9"], "tasks"),
+        ([ID, "--set", "env_options.tasks=2.5"], "tasks=2.5 must be a whole number"),
+        ([ID, "--set", "env_options.task=2"], "env_options.task"),
+        ([ID, "--set", "env_options.split=test"], "env_options.split='test'"),
+        ([ID, "--set", "evaluation.env_options.scenario=class"], "different tasks"),
+        ([ID, "--set", "env_options.classes_per_task=1"], "nothing to tell apart"),
+        ([ID, "--set", "continual.method=replay", "--set", "continual.memory_size=3"], "one image a task"),
         ([ID, "--core", "lstm"], "policy.core"),
         (["neurocoder/Digits-v0", "--agent", "continual"], "no tasks one after the other"),
         ([ID, "--set", "continual.strength=-1"], "continual.strength=-1"),

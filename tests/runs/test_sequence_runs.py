@@ -97,6 +97,23 @@ def test_a_memory_grows_with_every_game(tmp_path):
     assert load_file(run.checkpoints / "1280" / "model.safetensors")["actor.memory_s"].shape[0] == 9
 
 
+def test_recoded_layers_grow_on_their_own(tmp_path):
+    """Layers of the encoder and the heads have sizes of their own, and workers are told of both."""
+    layers = HEAD.replace("slots = 6", "slots = 4")
+    encoder = f'{{hidden = [4], layers_head = "neurocoder", layers_head_config = {layers}}}'
+    run = trained(
+        tmp_path, "--encoder", "mlp", "--set", f"policy.encoder_config={encoder}",
+        "--set", f"policy.head_config={HEAD}", "--set", "continual.grow=3", "--set", "a3c.lr_schedule=linear",
+    )  # fmt: skip
+    model = load_file(run.checkpoints / "1280" / "model.safetensors")
+    sizes = {name: len(tensor) for name, tensor in model.items() if name.endswith("memory_s")}
+    assert sizes == {"encoder.layers.0.memory_s": 7, "actor.memory_s": 9, "critic.memory_s": 9}
+    with run.progress_file.open(newline="") as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    # one line down to zero at the end of the last game
+    assert rates == sorted(rates, reverse=True) and rates[0] > 4 * rates[-1]
+
+
 def test_the_penalty_pulls_towards_what_was_remembered():
     import gymnasium as gym
 
@@ -136,6 +153,13 @@ def test_games_are_compared_in_one_unit():
         (["--set", "continual.method=si", "--set", "continual.strength=1.0"], "continual.method='si'"),
         (["--set", "env_options.task=1"], "env_options.task"),
         (["--set", 'env_options.games=["Pong", "Boxin"]'], "did you mean"),
+        (["--set", 'env_options.games=["Pong", "Freeway:3"]'], "vectorization 'sync'"),
+        (
+            ["--set", 'env_options.games=["Pong", "Freeway:99"]', "--set", "vectorization=sync"],
+            "mode 99: ALE/Freeway-v5 has",
+        ),
+        (["--agent", "continual"], "agent='continual': games are learned by reward"),
+        (["--set", "continual.grow=3", "--set", "continual.own_slots=true"], "continual.own_slots"),
         (["--set", "evaluation.every=100"], "evaluation.every"),
         (["--head", "linear", "--set", "continual.grow=3"], "no program memory"),
         (["--set", "continual.grow=3"], "openness=true"),
