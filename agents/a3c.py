@@ -85,7 +85,8 @@ class A3CConfig:
     epochs: int = 1
     """How often each rollout is learned from; more than once needs clip_range or vtrace."""
     minibatches: int = 1
-    """Parts that a rollout is split into anew in each epoch, with one update each: its steps, or with a core its games."""
+    """Parts that a rollout is split into anew in each epoch, with one update each: its steps, or with a core or V-trace its
+    games."""
     clip_range: float = 0.0
     """ε of PPO's clipped objective; 0: the policy gradient of A3C."""
 
@@ -97,6 +98,12 @@ class A3CConfig:
             "a3c.env_groups",
             self.env_groups,
             f"a divisor of envs_per_worker={self.envs_per_worker}",
+        )
+        require(
+            not self.vtrace or self.games_per_rollout % self.minibatches == 0,
+            "a3c.minibatches",
+            self.minibatches,
+            f"a divisor of the {self.games_per_rollout} games of a rollout, which V-trace needs whole",
         )
         require(
             self.games_per_rollout * self.n_steps % self.minibatches == 0,

@@ -157,7 +157,7 @@ class Actor:
         return ActorState(self.generator.get_state(), self._state, self._start, games)
 
     def restore(self, saved: ActorState) -> None:
-        """Go on where :meth:`state` was called; ``saved.games`` must be there.
+        """Go on where :meth:`state` was called; ``saved.games`` must be there. They are played again, with heartbeats.
 
         Raises
         ------
@@ -166,7 +166,7 @@ class Actor:
         """
         assert saved.games is not None
         self.generator.set_state(saved.generator)
-        observation = self.envs.set_state(saved.games)
+        observation = self.envs.set_state(saved.games, self._beat)
         device = self._device
         self._go_on_from(observation, tuple(part.to(device) for part in saved.recurrent), saved.episode_start)
 

@@ -4,6 +4,7 @@ import contextlib
 import pickle
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -28,6 +29,10 @@ from neurocoder.errors import NeurocoderError
 
 STARTUP_PATIENCE = 60.0
 """Seconds that a new worker may take for its first update: imports, environments, first-time costs."""
+RECENT = 8
+"""Updates of a worker that say how long it may be silent: a pause in one of them (Ctrl-Z) is forgotten soon."""
+ASLEEP = 1.0
+"""Seconds between two looks at the workers from which on this process may have been stopped itself."""
 
 
 class WorkerError(NeurocoderError):
@@ -53,8 +58,8 @@ class _Seat:
     connection: Connection
     said: Record | Delivered | Snapshot | Farewell | None = None
     """What it waits with, or its farewell; None while it works."""
-    slowest_update: float | None = None
-    """Seconds; None before its first update."""
+    silences: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """The longest between two signs of life in each of its last updates, seconds."""
     fault: str = ""
     """The error that it is ending with."""
 
@@ -64,9 +69,9 @@ class _Seat:
 
     def patience(self, timeout: float) -> float:
         """Return the seconds without a sign of life after which this worker counts as hung."""
-        if self.slowest_update is None:
+        if not self.silences:
             return max(timeout, STARTUP_PATIENCE)
-        return max(timeout, 3 * self.slowest_update)
+        return max(timeout, 3 * max(self.silences))
 
 
 def train(
@@ -163,8 +168,7 @@ class _Supervisor:
             case Notice():
                 yield message
             case Record():
-                seconds = message.metrics["time/update"]
-                seat.slowest_update = max(seconds, seat.slowest_update or 0.0)
+                seat.silences.append(message.silence)
                 if shared:
                     seat.said = message
                 else:
@@ -174,7 +178,7 @@ class _Supervisor:
             case Failure(kind="nan", text=text):
                 raise NonFiniteLossError(text)
             case Failure(text=text):
-                if seat.slowest_update is None:
+                if not seat.silences:
                     raise WorkerError(f"worker {seat.index} failed:\n{text}")
                 seat.fault = text.strip().splitlines()[-1]  # it is replaced when its connection closes
 
@@ -224,7 +228,7 @@ class _Supervisor:
 
     def _replace_hung(self) -> Iterator[Notice]:
         now = time.monotonic()
-        slept = now - self._looked > self.spec.worker_timeout / 2
+        slept = now - self._looked > max(ASLEEP, self.spec.worker_timeout / 2)
         self._looked = now
         if slept:  # this process did (Ctrl-Z, a slow disk): what the workers did meanwhile is not known
             for seat in self.seats:

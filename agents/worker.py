@@ -75,6 +75,8 @@ class Record:
     agent_steps: int
     metrics: dict[str, float]
     episodes: list[Episode]
+    silence: float = 0.0
+    """Seconds: the longest that it took from one sign of life to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +130,14 @@ def run_worker(
     torch.set_num_threads(1)
     try:
         with denormals.as_zero():
-            for message in Worker(index, restarts, spec, model, board).messages():
+            worker = Worker(index, restarts, spec, model, board)
+            for message in worker.messages():
                 connection.send(message)
                 if isinstance(message, Snapshot | Delivered) or (
                     spec.a3c.sync and isinstance(message, Record)
                 ):
                     connection.recv()
-                    board.beat(index)
+                    worker.beat(waited=True)
     except (BrokenPipeError, EOFError, ConnectionResetError):
         pass  # the supervisor is done with this worker
     except NonFiniteLossError as error:
@@ -167,7 +170,7 @@ class Worker:
         size = config.envs_per_worker // config.env_groups
         lowered = spec.precision == "bf16"
         trunk = self._policy.encoder, self._policy.core
-        assesses = config.minibatches > 1 and not self._policy.initial_state(1)
+        assesses = config.minibatches > 1 and not (self._policy.initial_state(1) or config.vtrace)
         keeps = (config.keeps_acting_pass or assesses) and Tape.can_record(*trunk, lowered=lowered)
         self._actors = [
             Actor(
@@ -177,12 +180,21 @@ class Worker:
                 tape=Tape(config.n_steps, lowered=lowered, differentiable=config.keeps_acting_pass)
                 if keeps
                 else None,
-                beat=lambda: board.beat(index),
+                beat=self.beat,
             )
             for group in range(config.env_groups)
         ]
         self._env_seeds = [env_seeds[i * size : (i + 1) * size] for i in range(config.env_groups)]
         self._snapshot = None if restarts else spec.snapshots.get(index)
+        self._beaten, self._silence = time.monotonic(), 0.0
+
+    def beat(self, waited: bool = False) -> None:
+        """Give a sign of life, and note how long it took since the last one, unless this worker `waited` for others."""
+        now = time.monotonic()
+        if not waited:
+            self._silence = max(self._silence, now - self._beaten)
+        self._beaten = now
+        self.board.beat(self.index)
 
     def messages(self) -> Iterator[Message]:
         """Yield a record for every update, a snapshot whenever a pause is asked for, and a farewell."""
@@ -211,7 +223,7 @@ class Worker:
                 except EnvError as error:
                     yield Notice(f"worker {self.index}: {error}; its games start anew")
             actor.reset(self._env_seeds[group])
-        self.board.beat(self.index)
+        self.beat()
 
     def snapshot(self) -> Snapshot:
         """Return where this worker stands, for a checkpoint."""
@@ -220,6 +232,7 @@ class Worker:
     def _update(self) -> Iterator[Delivered | Record]:
         """Play one rollout and learn from it."""
         config, index = self.spec.a3c, self.index
+        self._silence = 0.0
         began = time.perf_counter()
         self._pull()
         sharing = time.perf_counter() - began
@@ -246,7 +259,7 @@ class Worker:
             else:
                 numbers.append(self._push(played=update == config.updates_per_rollout))
             clock.append(time.perf_counter())
-            self.board.beat(index)
+            self.beat()
             pulling, learned, pushing = (after - before for before, after in pairwise(clock))
             learning += learned
             sharing += pulling + pushing
@@ -258,7 +271,7 @@ class Worker:
             "time/update": time.perf_counter() - began,
         }
         episodes = [episode for rollout in rollouts for episode in rollout.episodes]
-        yield Record(index, self.board.agent_steps, metrics, episodes)
+        yield Record(index, self.board.agent_steps, metrics, episodes, self._silence)
 
     def _minibatches(self, rollouts: list[Rollout]) -> Iterator[list[Rollout]]:
         """Yield what each update is to learn from: a part of every actor's steps, or of its games."""
@@ -266,7 +279,8 @@ class Worker:
         if config.minibatches == 1:
             yield from [rollouts] * config.epochs
             return
-        single_steps = not rollouts[0].initial_state
+        # V-trace weighs a game's steps by the policy of the update, which no advantage computed before can
+        single_steps = not (rollouts[0].initial_state or config.vtrace)
         if single_steps:
             with self._precision:
                 rollouts = [assessed(self._policy, rollout, config) for rollout in rollouts]
@@ -294,7 +308,7 @@ class Worker:
             if penalty.requires_grad:
                 penalty.backward()
             numbers[-1]["penalty"] = penalty.item()
-        self.board.beat(self.index)
+        self.beat()
         return numbers
 
     def _pull(self) -> None:

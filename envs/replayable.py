@@ -18,6 +18,9 @@ from gymnasium.vector import AutoresetMode
 from neurocoder.envs.atari import LifeLossEnds
 from neurocoder.envs.registry import EnvError
 
+BEAT_EVERY = 100
+"""Steps between two calls of ``beat`` while an episode is played again."""
+
 
 class GameState(NamedTuple):
     """What brings one game back, as plain integers and arrays.
@@ -146,8 +149,10 @@ class SeededEpisodes(gym.Wrapper):
             checksum=self._checksum,
         )
 
-    def restore(self, state: GameState) -> Any:
+    def restore(self, state: GameState, beat: Callable[[], None] = lambda: None) -> Any:
         """Play the episode of `state` again up to where it was, and return the observation there.
+
+        `beat` is called every hundred steps.
 
         Raises
         ------
@@ -162,6 +167,8 @@ class SeededEpisodes(gym.Wrapper):
         observation, _ = self._begin(state.seed)
         for step, action in enumerate(state.actions, start=1):
             observation, *_, info = self.step(action)
+            if step % BEAT_EVERY == 0:
+                beat()
             if step in resets and self._life_lost:
                 observation, _ = self._go_on()
             elif step in resets or (info["game_over"] and step < n_steps):
@@ -278,10 +285,10 @@ class ReplayableEnvs(gym.vector.SyncVectorEnv):
             )
         return [game.state() for game in self.games]
 
-    def set_state(self, states: Sequence[GameState]) -> np.ndarray:
+    def set_state(self, states: Sequence[GameState], beat: Callable[[], None] = lambda: None) -> np.ndarray:
         """Bring every game to its state and return their observations; the next call is a step, not a reset.
 
-        Takes about as long as the episodes took. After an error, :meth:`reset` starts all games anew.
+        Takes about as long as the episodes took; `beat` is called every hundred steps. After an error, :meth:`reset` starts all games anew.
 
         Raises
         ------
@@ -291,5 +298,5 @@ class ReplayableEnvs(gym.vector.SyncVectorEnv):
         if len(states) != self.num_envs:
             raise EnvError(f"expected the states of {self.num_envs} games, got {len(states)}")
         self._pending = None
-        observations = [game.restore(state) for game, state in zip(self.games, states, strict=True)]
+        observations = [game.restore(state, beat) for game, state in zip(self.games, states, strict=True)]
         return np.stack(observations, dtype=self.single_observation_space.dtype)

@@ -1,6 +1,6 @@
 """One way to make any environment that an agent can step: a batch with one set of conventions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -75,10 +75,11 @@ class EpisodeRecorder(gym.vector.VectorWrapper):
         """Return the state of every environment, between two steps: integers and arrays, to be stored."""
         return self._replayable().get_state()
 
-    def set_state(self, states: Sequence[GameState]) -> np.ndarray:
+    def set_state(self, states: Sequence[GameState], beat: Callable[[], None] = lambda: None) -> np.ndarray:
         """Bring every environment to its state, returns and lengths included; return their observations.
 
-        No reset before or after it. Episodes are played again, which takes about as long as they took.
+        No reset before or after it. Episodes are played again, which takes about as long as they took: `beat` is called
+        every hundred steps.
 
         Raises
         ------
@@ -87,7 +88,7 @@ class EpisodeRecorder(gym.vector.VectorWrapper):
             its actions; :meth:`reset` then starts anew.
         """
         envs = self._replayable()
-        observation = envs.set_state(states)
+        observation = envs.set_state(states, beat)
         self._returns[:] = [game.episode_return for game in envs.games]
         self._lengths[:] = [game.episode_length for game in envs.games]
         return observation

@@ -99,6 +99,8 @@ class A3CSession(Session):
     def run_until(self, stop: threading.Event) -> Outcome:
         if self.saved is None:
             self.save(0, [])  # the untrained network: what to compare with, and something to fall back on
+        elif self.evaluation_is_due(self.resumed_at):  # the session before ended before its score came
+            self.evaluator.submit(self.saved)
         saved = self.train(stop)
         deadline = time.monotonic() + LAST_EVALUATION
         while self.evaluator.pending and not stop.is_set() and time.monotonic() < deadline:

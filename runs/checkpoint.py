@@ -160,8 +160,21 @@ def saved_steps(folder: Path) -> list[int]:
 def best_step(folder: Path) -> int | None:
     """Return the checkpoint with the highest evaluated mean, the latest of equals; None if there is none.
 
-    Where none was evaluated, the mean return of training decides. Damaged ones do not count.
+    Where none was evaluated, the mean return of training decides. One whose network is damaged does not count.
     """
+    return next((step for step in _from_the_best(folder) if _has_whole_network(folder / str(step))), None)
+
+
+def _has_whole_network(path: Path) -> bool:
+    try:
+        _load_tensors(path / "model.safetensors", read_state(path))
+    except CheckpointError:
+        return False
+    return True
+
+
+def _from_the_best(folder: Path) -> list[int]:
+    """Return the checkpoints that have a score, from the best on."""
     evaluated: list[tuple[float, int]] = []
     trained: list[tuple[float, int]] = []
     for step in saved_steps(folder):
@@ -173,8 +186,7 @@ def best_step(folder: Path) -> int | None:
         for scored, value in ((evaluated, evaluation.get("mean")), (trained, state.get("mean_return"))):
             if isinstance(value, int | float) and math.isfinite(value):
                 scored.append((value, step))
-    scored = evaluated or trained
-    return max(scored)[1] if scored else None
+    return [step for _, step in sorted(evaluated or trained, reverse=True)]
 
 
 def write_evaluation(path: Path, score: Mapping[str, Any]) -> None:
@@ -195,7 +207,7 @@ def read_evaluation(path: Path) -> dict[str, Any] | None:
         evaluation = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged: {error}") from None
     if not isinstance(evaluation, dict):
         raise CheckpointError(f"{file}: expected an object, found {type(evaluation).__name__}")
@@ -226,7 +238,7 @@ def read_state(path: Path) -> dict[str, Any]:
         state = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not a checkpoint of this toolkit (state.json is missing)") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged: {error}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
@@ -252,23 +264,31 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     return Checkpoint(path, tensors["model"], tensors.get("optimizer"), state, tensors.get("workers", {}))
 
 
-def load_newest(folder: Path) -> tuple[Checkpoint, list[CheckpointError]]:
-    """Return the newest checkpoint that is whole, and what is wrong with those after it.
+def load_newest(folder: Path) -> tuple[Checkpoint, dict[Path, CheckpointError]]:
+    """Return the newest checkpoint that is whole, and what is wrong with those after it, by their folders.
 
     Raises
     ------
     CheckpointError
         There is none.
     """
-    damaged: list[CheckpointError] = []
+    damaged: dict[Path, CheckpointError] = {}
     for step in reversed(saved_steps(folder)):
+        path = folder / str(step)
         try:
-            return load_checkpoint(folder / str(step)), damaged
+            return load_checkpoint(path), damaged
         except CheckpointError as error:
-            damaged.append(error)
+            damaged[path] = error
     if damaged:
-        raise damaged[0]
+        raise next(iter(damaged.values()))
     raise CheckpointError(f"{folder}: no checkpoint there")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename the damaged checkpoint at `path`, so that it neither counts nor is lost; return where it is."""
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return path.rename(aside)
 
 
 def _load_tensors(file: Path, state: dict[str, Any]) -> dict[str, Tensor]:

@@ -45,7 +45,9 @@ TASK_RECIPES = {
     "PrioritySort": "ntm-sort",
 }
 """Recipes of tasks, by the name in their ids; all others are images."""
-SPLIT = {"policy.core", "a3c.envs_per_worker", "a3c.env_groups", "a3c.n_steps"}
+LARGEST = 10**18 - 1
+"""Of whole numbers: counters have 64 bits, and are added to."""
+SPLIT = {"policy.core", "a3c.vtrace", "a3c.envs_per_worker", "a3c.env_groups", "a3c.n_steps"}
 """What decides how many parts a rollout can be split into."""
 PRECISIONS = ("auto", "fp32", "bf16")
 VECTORIZATIONS = tuple(ENGINES)
@@ -214,6 +216,8 @@ def _refuse_wrong_type(hint: Any, value: Any, name: str, source: str) -> None:
             f"{source}: {name}={value!r} has the wrong type: expected {hint.__name__}, "
             f"got {type(value).__name__}"
         )
+    if hint is int and not -LARGEST <= value <= LARGEST:
+        raise ConfigError(f"{source}: {name}={value} is out of range: whole numbers have up to 18 digits")
 
 
 def _dataclass_of(hint: Any) -> type | None:
@@ -264,7 +268,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as TOML: {error}") from None
 
 
@@ -381,7 +385,7 @@ def _fill_in_continual(values: dict[str, Any], *, games: bool) -> None:
 
 
 def _fit_minibatches(values: dict[str, Any]) -> None:
-    """Let a recipe's number of minibatches divide what flags have made of its rollouts: steps, or with a core games."""
+    """Let a recipe's number of minibatches divide what flags have made of its rollouts: steps; with a core or V-trace games."""
     given, policy = values.get("a3c", {}), values.get("policy", {})
     if not isinstance(given, dict) or not isinstance(policy, dict) or "minibatches" not in given:
         return
@@ -391,5 +395,6 @@ def _fit_minibatches(values: dict[str, Any]) -> None:
     if not all(type(size) is int and size >= 1 for size in (*sizes, minibatches)):
         return  # refused where types and ranges are
     games, n_steps = sizes[0] // sizes[1], sizes[2]
-    parts = games if policy.get("core", PolicyConfig().core) != "none" else games * n_steps
+    whole_games = policy.get("core", PolicyConfig().core) != "none" or given.get("vtrace") is True
+    parts = games if whole_games else games * n_steps
     given["minibatches"] = math.gcd(minibatches, parts)

@@ -111,6 +111,8 @@ def prepare(
         policy = make_policy(config, with_envs)
     finally:
         with_envs.close()
+    if config.evaluation.env_options:
+        environment_factory(config, trust=trust, evaluation=True)(1).close()
     _refuse_running_statistics(config, policy)
     if config.agent == "supervised":
         check_memories(policy, config.supervised)

@@ -1,5 +1,6 @@
 """The one way to score an agent: whole games of a checkpoint, and everything that their returns depend on."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from neurocoder.policies import Policy
 from neurocoder.runs.checkpoint import load_checkpoint, load_parameters
 from neurocoder.runs.config import EvaluationConfig, TrainConfig
 
+EVALUATIONS = "evaluations.jsonl"
+"""Of a run: its scores, one a line."""
 MAX_GAMES = 16
 """Games played at once."""
 
@@ -202,9 +205,25 @@ def describe_predictions(score: Score, action_space: gym.Space) -> str:
 
 
 def append_score(run: Path, score: Score) -> None:
-    """Append `score` to the run's ``evaluations.jsonl``, as one line."""
-    with (run / "evaluations.jsonl").open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(score) + "\n")
+    """Append `score` to the run's ``evaluations.jsonl``, as one line; half a line that a full disk left there makes way."""
+    with (run / EVALUATIONS).open("a+b") as lines:
+        lines.seek(0)
+        known = lines.read()
+        lines.truncate(known.rfind(b"\n") + 1)
+        lines.write(f"{json.dumps(score)}\n".encode())
+
+
+def last_evaluated(run: Path, agent_steps: int) -> int:
+    """Return the last checkpoint up to `agent_steps` that was scored while the run trained, 0 for none."""
+    with contextlib.suppress(FileNotFoundError):
+        for line in reversed((run / EVALUATIONS).read_text("utf-8", errors="replace").splitlines()):
+            try:
+                score = json.loads(line)
+                if score["source"] == "training" and score["checkpoint"] <= agent_steps:
+                    return int(score["checkpoint"])
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue  # damaged; `neurocoder compare` says so
+    return 0
 
 
 def write_matrix(run: Path, rows: Sequence[Sequence[float]], what: str) -> None:

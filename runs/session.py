@@ -16,6 +16,7 @@ from neurocoder.policies import Policy
 from neurocoder.runs.checkpoint import Checkpoint, CheckpointError, Retention, save_checkpoint
 from neurocoder.runs.config import TrainConfig
 from neurocoder.runs.run import Run
+from neurocoder.runs.scoring import last_evaluated
 from neurocoder.runs.trackers import ConsoleTracker, CsvTracker, RowMaker, TensorBoardTracker, Trackers
 
 
@@ -57,7 +58,7 @@ class Session(ABC):
         self.config, self.policy, self.run = config, policy, run
         self.saved = checkpoint.path if checkpoint else None
         self.resumed_at = int(checkpoint.state["agent_steps"]) if checkpoint else 0
-        self.evaluated_at = self.resumed_at
+        self.evaluated_at = last_evaluated(run.path, self.resumed_at)
         try:
             self.rows = RowMaker(config.log_every, self.resumed_at, checkpoint.state if checkpoint else None)
             self.restore(checkpoint)

@@ -1,10 +1,12 @@
 """Trackers: consumers of a run's records. One makes rows of them, the others show or keep the rows."""
 
+import contextlib
 import csv
 import math
 import sys
 import time
 from collections import defaultdict, deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -157,21 +159,41 @@ def _number(value: float) -> str:
 
 
 class TensorBoardTracker:
-    """Keeps all rows as TensorBoard scalars over agent steps."""
+    """Keeps all rows as TensorBoard scalars over agent steps.
+
+    Its writer does not recover from a disk that was full: a new one, with a file of its own, takes its place, but not more
+    often than every RETRY seconds.
+    """
+
+    RETRY = 60.0
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self._writer = SummaryWriter(str(folder))
+        self._make = lambda: SummaryWriter(str(folder))
+        self._writer: SummaryWriter | None = self._make()
+        self._retry_at = 0.0
 
     def add(self, row: Row) -> None:
-        steps = int(row["agent_steps"])
-        for name, value in row.items():
-            if name != "agent_steps" and not math.isnan(value):
-                self._writer.add_scalar(name, value, steps)
+        if self._writer is None and time.monotonic() < self._retry_at:
+            return
+        try:
+            self._writer = self._writer or self._make()
+            steps = int(row["agent_steps"])
+            for name, value in row.items():
+                if name != "agent_steps" and not math.isnan(value):
+                    self._writer.add_scalar(name, value, steps)
+        except OSError:
+            self._retry_at = time.monotonic() + self.RETRY
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                with contextlib.suppress(OSError):
+                    writer.close()
+            raise
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class ConsoleTracker:
@@ -246,7 +268,10 @@ class Trackers:
 
     def add(self, row: Row) -> None:
         """Give `row` to every tracker."""
-        for tracker in self._trackers:
+        self._give(row, self._trackers)
+
+    def _give(self, row: Row, trackers: Iterable[Tracker]) -> None:
+        for tracker in trackers:
             try:
                 tracker.add(row)
                 self._failing.discard(tracker)
@@ -262,9 +287,7 @@ class Trackers:
             "evaluation/mean": score["mean"],
             "evaluation/std": score["std"],
         }
-        for tracker in self._trackers:
-            if isinstance(tracker, TensorBoardTracker):
-                tracker.add(row)
+        self._give(row, (tracker for tracker in self._trackers if isinstance(tracker, TensorBoardTracker)))
         if words is not None:
             print(f"evaluation of checkpoint {score['checkpoint']:,}: {words}", flush=True)
             return

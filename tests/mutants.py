@@ -228,7 +228,7 @@ MUTANTS = [
     Mutant(SUPERVISE, "board.steps[ended] += each", "board.steps += each", SUPERVISOR),
     Mutant(
         SUPERVISE,
-        "if seat.slowest_update is None:\n                    raise",
+        "if not seat.silences:\n                    raise",
         "if False:\n                    raise",
         SUPERVISOR,
     ),

@@ -54,8 +54,9 @@ def train(
 ) -> int:
     """Train an agent; ENV is any installed Gymnasium id, e.g. ALE/Pong-v5 or neurocoder/MNIST-v0.
 
-    Without flags: A3C with Neurocoder heads; Atari games with the a3c network under the protocol
-    machado2018 (recipe `atari`), everything else with a small network (recipe `control`). Tasks of this package
+    Without flags: A3C's workers, in step, with Neurocoder heads, each rollout learned from under PPO's clipped objective;
+    Atari games with the a3c network under the protocol machado2018 (recipe `atari`), everything else with a small network
+    (recipe `control`). A3C as published is recipe `a3c`. Tasks of this package
     (neurocoder/…) are learned by gradient from their targets, unless --agent a3c asks for reward only. Ctrl-C saves
     and ends the run.
 
@@ -129,7 +130,7 @@ def _resume(
     text: str, env: str | None, recipe: str | None, overrides: dict[str, Any], logs: Path, trust: bool
 ) -> int:
     from neurocoder.errors import ConfigError
-    from neurocoder.runs.checkpoint import load_newest, recover
+    from neurocoder.runs.checkpoint import load_newest, recover, set_aside
     from neurocoder.runs.preparation import prepare
     from neurocoder.runs.run import Run
     from neurocoder.runs.training import run_training
@@ -140,8 +141,12 @@ def _resume(
     with run:
         recover(run.checkpoints)
         checkpoint, damaged = load_newest(run.checkpoints)
-        for error in damaged:
-            print(f"neurocoder: {error}; going on from {checkpoint.path}", file=sys.stderr, flush=True)
+        for path, error in damaged.items():
+            aside = set_aside(
+                path
+            ).name  # or it would still be the newest, and what comes now be dropped for it
+            text = f"neurocoder: {error}; it is {aside} now; going on from {checkpoint.path}"
+            print(text, file=sys.stderr, flush=True)
         done = checkpoint.state.get("agent_steps")
         if not isinstance(done, int):
             raise ConfigError(f"{checkpoint.path / 'state.json'}: agent_steps is missing")

@@ -104,7 +104,9 @@ def assert_goes_on(
     envs: EpisodeRecorder, observation: Any, state: Any, actions: list[Any], stream: list[Any]
 ) -> None:
     """Restored to `state`, `envs` must show `observation` and then play `stream`."""
-    restored = envs.set_state(state)
+    beats: list[int] = []
+    restored = envs.set_state(state, lambda: beats.append(1))
+    assert len(beats) == sum(len(game.actions) // 100 for game in state)
     assert restored.dtype == observation.dtype
     np.testing.assert_array_equal(restored, observation)
     assert len(stream) == len(actions) > 0

@@ -27,6 +27,8 @@ from neurocoder.runs.checkpoint import (
     recover,
     save_checkpoint,
     saved_steps,
+    set_aside,
+    write_evaluation,
 )
 
 
@@ -254,7 +256,9 @@ def test_a_missing_state_is_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "\udcff", "[]", "null", "{}", '{"format": 1}', '{"format": "2"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "\udcff", "[]", "[" * 10**5, "null", "{}", '{"format": 1}', '{"format": "2"}']
+)
 def test_a_state_that_is_damaged_or_of_another_format_is_refused(tmp_path: Path, text: str) -> None:
     path = save(tmp_path, 10)
     (path / "state.json").write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -342,10 +346,33 @@ def test_one_turned_bit_is_noticed_and_the_checkpoint_before_is_loaded(tmp_path:
     content[-1] ^= 1
     file.write_bytes(content)
     checkpoint, damaged = load_newest(tmp_path)
-    assert checkpoint.path.name == "10" and [str(file) in str(error) for error in damaged] == [True]
+    assert checkpoint.path.name == "10" and list(damaged) == [tmp_path / "20"]
+    assert str(file) in str(damaged[tmp_path / "20"])
     shutil.rmtree(tmp_path / "10")
     with pytest.raises(CheckpointError, match=r"20/optimizer\.safetensors: damaged"):
         load_newest(tmp_path)
+
+
+def test_a_damaged_one_set_aside_costs_no_other_its_place(tmp_path: Path) -> None:
+    """Left where it is, it would be the newest of one that is kept, and what is saved below it be dropped at once."""
+    save(tmp_path, 10)
+    torn = save(tmp_path, 20) / "model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:100])
+    assert best_step(tmp_path) != 20
+    aside = set_aside(tmp_path / "20")
+    save_checkpoint(tmp_path, 15, tensors(), {}, {}, Retention(1))
+    assert saved_steps(tmp_path) == [15] and (aside / "model.safetensors").stat().st_size == 100
+    save(tmp_path, 20)
+    assert set_aside(tmp_path / "20") == aside and saved_steps(tmp_path) == [15]
+
+
+def test_the_best_is_one_whose_network_is_whole(tmp_path: Path) -> None:
+    for step, mean in ((10, 1.0), (20, 3.0), (30, 2.0)):
+        write_evaluation(save(tmp_path, step), {"mean": mean})
+    assert best_step(tmp_path) == 20
+    file = tmp_path / "20" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert best_step(tmp_path) == 30 and find_checkpoint(tmp_path, "best").name == "30"
 
 
 def test_milestones_are_kept_for_ever(tmp_path: Path) -> None:

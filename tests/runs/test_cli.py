@@ -128,6 +128,19 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "image encoder for a vector": (["CartPole-v1", "--encoder", "a3c"], "'a3c' needs image observations"),
     "protocol for no game": (["CartPole-v1", "--preset", "dqn2015"], "applies to Atari games only"),
     "protocol that is no table": ([PONG, "--set", "protocol=3"], "protocol=3 has the wrong type"),
+    "steps beyond all counters": ([PONG, "--set", f"checkpoint_every={10**20}"], "out of range"),
+    "unknown option of evaluations": (
+        ["CartPole-v1", "--set", "evaluation.env_options.no_such=1"],
+        "no_such",
+    ),
+    "unknown option of a game's evaluations": (
+        [PONG, "--set", "evaluation.env_options.no_such=1"],
+        "no_such",
+    ),
+    "parts of games for V-trace": (
+        [PONG, "--set", "a3c.vtrace=true", "--set", "a3c.clip_range=0.0", "--set", "a3c.minibatches=32"],
+        "a3c.minibatches=32 must be a divisor of the 16 games of a rollout, which V-trace needs whole",
+    ),
     "module without a name": ([":CartPole-v1"], "':CartPole-v1'"),
     "module relative to nothing": ([".a:CartPole-v1"], "'.a:CartPole-v1'"),
     "run to resume that is not there": (["--resume", "nowhere"], "nowhere: not a run (no config.toml there)"),

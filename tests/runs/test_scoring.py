@@ -1,6 +1,7 @@
 """A score is of the saved agent, on the games of its seed, acting as it was told to."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,14 @@ from neurocoder.policies import Policy
 from neurocoder.runs.checkpoint import CheckpointError, Retention, save_checkpoint
 from neurocoder.runs.config import EvaluationConfig, TrainConfig, resolve
 from neurocoder.runs.preparation import environment_factory, prepare
-from neurocoder.runs.scoring import MAX_GAMES, provenance, score_checkpoint
+from neurocoder.runs.scoring import (
+    MAX_GAMES,
+    Score,
+    append_score,
+    last_evaluated,
+    provenance,
+    score_checkpoint,
+)
 
 SMALL = {"policy.core": "none", "policy.head": "linear"}
 
@@ -57,6 +65,23 @@ def test_a_score_is_what_the_player_gets(
     assert score["lengths"] == [episode.length for episode in played] != other["lengths"]
     assert score["mean"] == pytest.approx(np.mean(score["returns"]))
     assert score["std"] == (pytest.approx(np.std(score["returns"], ddof=1)) if episodes > 1 else 0.0)
+
+
+def test_half_a_line_makes_way_for_the_next_score(tmp_path: Path) -> None:
+    score = Score(
+        source="training", env="CartPole-v1", checkpoint=10, protocol_hash=None, deterministic=False, stuck_after=0,
+        seed=1, mean=1.0, std=0.0, returns=[1.0], lengths=[1], stuck=0, truncated=0,
+    )  # fmt: skip
+    file = tmp_path / "evaluations.jsonl"
+    assert last_evaluated(tmp_path, 100) == 0
+    append_score(tmp_path, score)
+    file.write_bytes(file.read_bytes() + b'{"source": "trai')
+    assert last_evaluated(tmp_path, 100) == 10
+    append_score(tmp_path, {**score, "checkpoint": 20})
+    append_score(tmp_path, {**score, "checkpoint": 30, "source": "eval"})
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["checkpoint"] for line in lines] == [10, 20, 30]
+    assert [last_evaluated(tmp_path, steps) for steps in (9, 19, 20, 99)] == [0, 10, 20, 20]
 
 
 def test_where_data_come_from_is_said_of_both_splits(

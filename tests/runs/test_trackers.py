@@ -1,9 +1,11 @@
 """Rows of progress in closed form, and what keeps and shows them."""
 
+import contextlib
 import csv
 import io
 import json
 import math
+import resource
 from pathlib import Path
 
 import pytest
@@ -283,6 +285,40 @@ def test_scalars_are_kept_without_what_is_not_known(tmp_path: Path) -> None:
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("entropy")] == [(100, 0.5), (200, 0.5)]
     assert [(e.step, e.value) for e in events.Scalars("mean_return")] == [(200, 2.0)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_goes_on_once_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its writer stays broken after one failure, whoever gives it rows; a limit on file sizes is the full disk."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(trackers.TensorBoardTracker, "RETRY", 0.0)
+    tracker = trackers.TensorBoardTracker(tmp_path)
+    both = Trackers(tracker)
+    both.add(row(100))
+    tracker._writer.flush()
+    free = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, free[1]))
+    try:
+        for step in range(101, 140):  # written behind its back
+            both.add(row(step))
+            both.add_score({"checkpoint": step, "mean": 1.0, "std": 0.0, "returns": [], "stuck": 0})  # type: ignore
+            with contextlib.suppress(OSError, AttributeError):
+                tracker._writer.flush()
+        assert both._failing == {tracker}
+        assert capsys.readouterr().err.count("TensorBoardTracker cannot write") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, free)
+    both.add(row(200))
+    both.add_score({"checkpoint": 200, "mean": 7.0, "std": 0.0, "returns": [], "stuck": 0})  # type: ignore
+    assert not both._failing
+    both.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [e.step for e in events.Scalars("entropy")][:: len(events.Scalars("entropy")) - 1] == [100, 200]
+    assert [(e.step, e.value) for e in events.Scalars("evaluation/mean")][-1] == (200, 7.0)
 
 
 def test_one_tracker_that_cannot_be_closed_does_not_keep_the_others_open(

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import multiprocessing
 import os
 import pty
@@ -207,6 +208,22 @@ def test_resume_continues_counters_schedule_and_optimizer(tmp_path, capsys):
     assert rates[4:] == sorted(rates[4:], reverse=True) and rates[-1] < 0.1 * rates[4]
     assert main(["train", "--resume", str(run.path)]) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_a_kill_cut_off_is_made_up_for(tmp_path):
+    run = train_small(tmp_path, steps=256, **{"evaluation.every": 128, "evaluation.episodes": 1})
+
+    def evaluated() -> list[int]:
+        text = (run.path / "evaluations.jsonl").read_text("utf-8")
+        return [json.loads(line)["checkpoint"] for line in text.splitlines()]
+
+    assert evaluated()[-1] == 256
+    (run.path / "evaluations.jsonl").unlink()
+    (run.checkpoints / "256" / "evaluation.json").unlink()
+    text = (run.path / "config.toml").read_text("utf-8")
+    (run.path / "config.toml").write_text(text.replace("steps = 256\n", "steps = 320\n", 1), "utf-8")
+    assert main(["train", "--resume", str(run.path)]) == 0
+    assert evaluated() == [256] and (run.checkpoints / "256" / "evaluation.json").exists()
 
 
 def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
