@@ -45,8 +45,8 @@ TASK_RECIPES = {
     "PrioritySort": "ntm-sort",
 }
 """Recipes of tasks, by the name in their ids; all others are images."""
-LARGEST = 10**18 - 1
-"""Of whole numbers: counters have 64 bits, and are added to."""
+LARGEST = 2**63 - 1
+"""Of whole numbers, which the workers' counters hold in 64 bits."""
 SPLIT = {"policy.core", "a3c.vtrace", "a3c.envs_per_worker", "a3c.env_groups", "a3c.n_steps"}
 """What decides how many parts a rollout can be split into."""
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -217,7 +217,7 @@ def _refuse_wrong_type(hint: Any, value: Any, name: str, source: str) -> None:
             f"got {type(value).__name__}"
         )
     if hint is int and not -LARGEST <= value <= LARGEST:
-        raise ConfigError(f"{source}: {name}={value} is out of range: whole numbers have up to 18 digits")
+        raise ConfigError(f"{source}: {name}={value} must be in (-2^63, 2^63)")
 
 
 def _dataclass_of(hint: Any) -> type | None:

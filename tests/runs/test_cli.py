@@ -128,7 +128,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "image encoder for a vector": (["CartPole-v1", "--encoder", "a3c"], "'a3c' needs image observations"),
     "protocol for no game": (["CartPole-v1", "--preset", "dqn2015"], "applies to Atari games only"),
     "protocol that is no table": ([PONG, "--set", "protocol=3"], "protocol=3 has the wrong type"),
-    "steps beyond all counters": ([PONG, "--set", f"checkpoint_every={10**20}"], "out of range"),
+    "steps beyond all counters": ([PONG, "--set", f"checkpoint_every={10**20}"], "must be in (-2^63, 2^63)"),
     "unknown option of evaluations": (
         ["CartPole-v1", "--set", "evaluation.env_options.no_such=1"],
         "no_such",
