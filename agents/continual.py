@@ -176,10 +176,8 @@ class ContinualLearner:
         self.network = Network(policy)
         self.optimizer = make_optimizer(config.of_optimizer, policy)
         torch.manual_seed(seed)  # what is random in a forward pass (moe's gates)
-        n_tasks = self.envs.task.n_tasks
-        if (
-            config.method == "replay" and config.memory_size < n_tasks - 1
-        ):  # nothing is replayed after the last
+        remembered = self.envs.task.n_tasks - 1  # nothing is replayed after the last
+        if config.method == "replay" and config.memory_size < remembered:
             raise ConfigError(f"continual.memory_size={config.memory_size} is less than one image a task")
         self.method = METHOD_CLASSES[config.method](self.network, config, seed)
         self.steps = 0

@@ -288,7 +288,8 @@ class ReplayableEnvs(gym.vector.SyncVectorEnv):
     def set_state(self, states: Sequence[GameState], beat: Callable[[], None] = lambda: None) -> np.ndarray:
         """Bring every game to its state and return their observations; the next call is a step, not a reset.
 
-        Takes about as long as the episodes took; `beat` is called every hundred steps. After an error, :meth:`reset` starts all games anew.
+        Takes about as long as the episodes took; `beat` is called every hundred steps. After an error,
+        :meth:`reset` starts all games anew.
 
         Raises
         ------

@@ -209,7 +209,8 @@ def append_score(run: Path, score: Score) -> None:
     with (run / EVALUATIONS).open("a+b") as lines:
         lines.seek(0)
         known = lines.read()
-        lines.truncate(known.rfind(b"\n") + 1)
+        if not known.endswith(b"\n"):
+            lines.truncate(known.rfind(b"\n") + 1)
         lines.write(f"{json.dumps(score)}\n".encode())
 
 

@@ -173,18 +173,20 @@ class TensorBoardTracker:
         self._make = lambda: SummaryWriter(str(folder))
         self._writer: SummaryWriter | None = self._make()
         self._retry_at = 0.0
+        self._error = OSError()
+        """Why there is no writer, where there is none."""
 
     def add(self, row: Row) -> None:
         if self._writer is None and time.monotonic() < self._retry_at:
-            return
+            raise self._error
         try:
             self._writer = self._writer or self._make()
             steps = int(row["agent_steps"])
             for name, value in row.items():
                 if name != "agent_steps" and not math.isnan(value):
                     self._writer.add_scalar(name, value, steps)
-        except OSError:
-            self._retry_at = time.monotonic() + self.RETRY
+        except OSError as error:
+            self._error, self._retry_at = error, time.monotonic() + self.RETRY
             writer, self._writer = self._writer, None
             if writer is not None:
                 with contextlib.suppress(OSError):

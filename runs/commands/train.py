@@ -56,9 +56,8 @@ def train(
 
     Without flags: A3C's workers, in step, with Neurocoder heads, each rollout learned from under PPO's clipped objective;
     Atari games with the a3c network under the protocol machado2018 (recipe `atari`), everything else with a small network
-    (recipe `control`). A3C as published is recipe `a3c`. Tasks of this package
-    (neurocoder/…) are learned by gradient from their targets, unless --agent a3c asks for reward only. Ctrl-C saves
-    and ends the run.
+    (recipe `control`). A3C as published is recipe `a3c`. Tasks of this package (neurocoder/…) are learned by gradient from
+    their targets, unless --agent a3c asks for reward only. Ctrl-C saves and ends the run.
 
     Parameters
     ----------
@@ -141,10 +140,11 @@ def _resume(
     with run:
         recover(run.checkpoints)
         checkpoint, damaged = load_newest(run.checkpoints)
-        for path, error in damaged.items():
-            aside = set_aside(
-                path
-            ).name  # or it would still be the newest, and what comes now be dropped for it
+        for (
+            path,
+            error,
+        ) in damaged.items():  # left there, it would be the newest, and what comes now dropped for it
+            aside = set_aside(path).name
             text = f"neurocoder: {error}; it is {aside} now; going on from {checkpoint.path}"
             print(text, file=sys.stderr, flush=True)
         done = checkpoint.state.get("agent_steps")

@@ -14,8 +14,8 @@ says that these networks have no residual program (eq. 15), and 348,083 paramete
 
 ``neurocoder, routed`` goes beyond the paper: what is grown, old slots frozen, read by queries and keys that are not learned
 (``fixed_routing``). A new task's slots get as keys the mean directions of what its classes ask for; with task numbers, images read
-their own task's slots. Of its parameters most are the controllers', drawn and left so. Its options were chosen on seed 100, too. Where old slots
-are frozen, L2, SI and EWC have next to nothing to hold: its rows differ by optimiser, hardly by method.
+their own task's slots. Of its parameters most are the controllers', drawn and left so. Its options were chosen on seed 100, too.
+Where old slots are frozen, L2, SI and EWC have next to nothing to hold: its rows differ by optimiser, hardly by method.
 Beside it stands what a classifier by nearest class mean comes to, which learns nothing but ten means of pixels.
 """
 
@@ -306,9 +306,8 @@ def compared(rows: Sequence[Row], method: str, ours: str, other: str) -> str:
     if len(seeds) < 2:
         return ""
     test = paired_test([first[seed] for seed in seeds], [second[seed] for seed in seeds])
-    clear = test.t_p < 0.05 and (
-        test.n < 6 or test.wilcoxon_p < 0.05
-    )  # of five pairs Wilcoxon's p is 0.06 at best
+    by_ranks = test.n < 6 or test.wilcoxon_p < 0.05  # of five pairs its p is 0.06 at best
+    clear = test.t_p < 0.05 and by_ranks
     word = ("better" if test.mean > 0 else "worse") if clear else "no clear difference"
     if test.n < ENOUGH:
         word = "too few seeds to tell"
