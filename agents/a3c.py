@@ -70,11 +70,20 @@ class A3CConfig:
     """Shift and scale each update's advantages to mean 0 and deviation 1, so that a game's rewards and the
     entropy bonus keep their proportion."""
     entropy_coefficient: float = 0.01
+    entropy_final: float = 0.0
+    """What the entropy's coefficient has fallen to, in a straight line, after entropy_steps."""
+    entropy_steps: int = 0
+    """Agent steps until then; 0: it stays as it is."""
     value_coefficient: float = 0.5
     max_grad_norm: float = 1.0
     """Gradients longer than this are scaled down to it; 0 switches clipping off."""
     reward_clip: float = 1.0
     """Rewards are cut to ± this for learning only; 0 keeps them as they are."""
+    extra_sticky: float = 0.0
+    """Probability with which a training game repeats the action of the step before in place of the one drawn: on top of
+    what the environment does, and never in evaluations. It falls in a straight line to 0."""
+    extra_sticky_steps: int = 0
+    """Agent steps until then; 0: all of the run's."""
     env_groups: int = 1
     """Groups that a worker's games are split into; 2 keep the emulators busy while the network works on the
     other group, where processors are to spare for them (see `neurocoder bench a3c`)."""
@@ -121,10 +130,13 @@ class A3CConfig:
         for name in ("learning_rate", "optimizer_eps"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"a3c.{name}", value, "finite and > 0")
-        require(self.lr_steps >= 0, "a3c.lr_steps", self.lr_steps, ">= 0")
+        for name in ("lr_steps", "entropy_steps", "extra_sticky_steps"):
+            require(getattr(self, name) >= 0, f"a3c.{name}", getattr(self, name), ">= 0")
+        require(0 <= self.extra_sticky < 1, "a3c.extra_sticky", self.extra_sticky, "in [0, 1)")
         for name in (
             "lr_final",
             "entropy_coefficient",
+            "entropy_final",
             "value_coefficient",
             "max_grad_norm",
             "reward_clip",
@@ -227,6 +239,21 @@ def learning_rate(config: A3CConfig, agent_steps: int, total_steps: int) -> floa
     if config.lr_schedule == "exponential":
         return config.learning_rate * (config.lr_final / config.learning_rate) ** done
     return config.learning_rate + done * (config.lr_final - config.learning_rate)
+
+
+def with_entropy_of(config: A3CConfig, agent_steps: int) -> A3CConfig:
+    """Return `config` with the entropy's coefficient that the update has which begins at `agent_steps`."""
+    if not config.entropy_steps:
+        return config
+    done = min(1.0, agent_steps / config.entropy_steps)
+    fallen = done * (config.entropy_final - config.entropy_coefficient)
+    return replace(config, entropy_coefficient=config.entropy_coefficient + fallen)
+
+
+def extra_sticky(config: A3CConfig, agent_steps: int, total_steps: int) -> float:
+    """Return the probability of repeated actions for the rollout that begins at `agent_steps` of `total_steps`."""
+    done = min(1.0, agent_steps / (config.extra_sticky_steps or total_steps))
+    return config.extra_sticky * (1 - done)
 
 
 # -------------------------------------------------------------------------------------------- loss

@@ -38,7 +38,7 @@ class Rollout:
     ======================= ======== ==================================================================
     observation             T, B, …  what the policy saw
     episode_start           T, B     bool: the first observation of a (training) episode
-    action                  T, B, …  as the distribution drew it
+    action                  T, B, …  as the distribution drew it, also where the one before was repeated
     log_prob                T, B     log π(action) when it was drawn
     reward                  T, B     raw
     terminated, truncated   T, B     bool, never both
@@ -109,11 +109,15 @@ PER_STEP = (
 
 
 class ActorState(NamedTuple):
-    """Where an actor stands between two rollouts. ``games`` is None where games cannot be restored."""
+    """Where an actor stands between two rollouts. ``games`` is None where games cannot be restored.
+
+    ``played`` [B, …] is what the games were last told; None before their first step.
+    """
 
     generator: Tensor
     recurrent: State
     episode_start: Tensor
+    played: Tensor | None
     games: list[GameState] | None
 
 
@@ -124,6 +128,9 @@ class Actor:
     one :meth:`finish`; :func:`play` does that. Emulators run from `act` to `receive`, so that two actors in
     turn keep both the processor of the network and those of the emulators busy. Between two rollouts the
     owner may change the policy in place. `beat` is called once a step: a sign of life.
+
+    ``extra_sticky`` is the probability with which a game repeats the action of the step before, unless an episode begins.
+    What was drawn counts as the action all the same: to the learner it is the environment that is less obedient.
     """
 
     def __init__(
@@ -136,6 +143,8 @@ class Actor:
         beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.policy, self.envs, self.generator, self.tape = policy, envs, generator, tape
+        self.extra_sticky = 0.0
+        self._played: Tensor | None = None
         self._beat = beat
         self._device = next(policy.parameters()).device
         self._steps: list[tuple[Tensor, ...]] = []
@@ -154,7 +163,7 @@ class Actor:
     def state(self) -> ActorState:
         """Return what :meth:`restore` needs to go on from here, to the bit where the games allow it."""
         games = self.envs.get_state() if self.envs.exactly_resumable else None
-        return ActorState(self.generator.get_state(), self._state, self._start, games)
+        return ActorState(self.generator.get_state(), self._state, self._start, self._played, games)
 
     def restore(self, saved: ActorState) -> None:
         """Go on where :meth:`state` was called; ``saved.games`` must be there. They are played again, with heartbeats.
@@ -167,6 +176,7 @@ class Actor:
         assert saved.games is not None
         self.generator.set_state(saved.generator)
         observation = self.envs.set_state(saved.games, self._beat)
+        self._played = saved.played
         device = self._device
         self._go_on_from(observation, tuple(part.to(device) for part in saved.recurrent), saved.episode_start)
 
@@ -187,11 +197,20 @@ class Actor:
             raise NonFiniteLossError("the policy's outputs are not finite")
         action = self.policy.distribution(logits).sample(self.generator).cpu()
         self._pending = (self._seen, self._start, action, logits)
+        self._played = self._repeat_some(action)
         acted = perf_counter()
-        self.envs.step_async(to_env_action(self.envs.single_action_space, action))
+        self.envs.step_async(to_env_action(self.envs.single_action_space, self._played))
         self._acting += acted - began
         self._emulation += perf_counter() - acted
         self._beat()
+
+    def _repeat_some(self, action: Tensor) -> Tensor:
+        """Return `action` [B, …], or what was played before where that is to be repeated."""
+        if not self.extra_sticky or self._played is None:
+            return action
+        draw = torch.rand(len(action), generator=self.generator, device=self._device).cpu()
+        repeats = (draw < self.extra_sticky) & ~self._start
+        return torch.where(repeats.view(-1, *[1] * (action.dim() - 1)), self._played, action)
 
     @torch.no_grad()
     def receive(self) -> None:

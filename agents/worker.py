@@ -14,7 +14,15 @@ import numpy as np
 import torch
 
 from neurocoder.agents import denormals
-from neurocoder.agents.a3c import A3CConfig, assessed, learning_rate, loss_and_metrics
+from neurocoder.agents.a3c import (
+    A3CConfig,
+    assessed,
+    extra_sticky,
+    learning_rate,
+    loss_and_metrics,
+    with_entropy_of,
+)
+from neurocoder.agents.allocation import keep_freed_memory
 from neurocoder.agents.hogwild import Board, LocalCopy, SharedModel
 from neurocoder.agents.importance import Network, Penalty
 from neurocoder.agents.processes import exit_with_parent
@@ -128,6 +136,7 @@ def run_worker(
     """Body of a worker process: send what comes of every update; wait for an answer where one is due."""
     exit_with_parent()
     torch.set_num_threads(1)
+    keep_freed_memory()
     try:
         with denormals.as_zero():
             worker = Worker(index, restarts, spec, model, board)
@@ -231,11 +240,14 @@ class Worker:
 
     def _update(self) -> Iterator[Delivered | Record]:
         """Play one rollout and learn from it."""
-        config, index = self.spec.a3c, self.index
+        config, index = with_entropy_of(self.spec.a3c, self.board.agent_steps), self.index
         self._silence = 0.0
         began = time.perf_counter()
         self._pull()
         sharing = time.perf_counter() - began
+        sticky = extra_sticky(config, self.board.agent_steps, self.spec.total_steps)
+        for actor in self._actors:
+            actor.extra_sticky = sticky
         with self._precision:
             rollouts = play(self._actors, config.n_steps)
         diagnostics = int(self.model.updates) % DIAGNOSED == 0
@@ -246,7 +258,7 @@ class Worker:
             if not config.keeps_acting_pass:
                 self._pull()
             clock.append(time.perf_counter())
-            numbers += self._learn(parts, diagnostics and update == 1)
+            numbers += self._learn(parts, config, diagnostics and update == 1)
             clock.append(time.perf_counter())
             if config.sync:
                 self._local.deliver(self.model.gradients[index])
@@ -270,6 +282,8 @@ class Worker:
             "time/sharing": sharing,
             "time/update": time.perf_counter() - began,
         }
+        if config.extra_sticky:
+            metrics["extra_sticky"] = sticky
         episodes = [episode for rollout in rollouts for episode in rollout.episodes]
         yield Record(index, self.board.agent_steps, metrics, episodes, self._silence)
 
@@ -293,14 +307,12 @@ class Worker:
                     for rollout, chunk in zip(rollouts, chunks, strict=True)
                 ]
 
-    def _learn(self, rollouts: list[Rollout], diagnostics: bool) -> list[dict[str, float]]:
+    def _learn(self, rollouts: list[Rollout], config: A3CConfig, diagnostics: bool) -> list[dict[str, float]]:
         """Accumulate the gradient of the mean loss; return the numbers of each rollout."""
         numbers = []
         for rollout in rollouts:
             with self._precision:
-                loss, metrics = loss_and_metrics(
-                    self._policy, rollout, self.spec.a3c, diagnostics=diagnostics
-                )
+                loss, metrics = loss_and_metrics(self._policy, rollout, config, diagnostics=diagnostics)
             (loss / len(rollouts)).backward()
             numbers.append(metrics)
         if self.spec.penalty is not None:
@@ -377,6 +389,8 @@ def take_snapshot(worker: int, actors: list[ActorState]) -> Snapshot:
     for group, actor in enumerate(actors):
         arrays[f"{group}/generator"] = actor.generator.numpy()
         arrays[f"{group}/episode_start"] = actor.episode_start.numpy()
+        if actor.played is not None:
+            arrays[f"{group}/played"] = actor.played.numpy()
         for part, tensor in enumerate(actor.recurrent):
             arrays[f"{group}/recurrent/{part}"] = tensor.cpu().numpy()
         games = []
@@ -410,11 +424,13 @@ def unpack_actor(snapshot: Snapshot, group: int) -> ActorState:
             name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)
         }
         games.append(GameState(**numbers, **stored))
+    played = arrays.get(f"{group}/played")
     return ActorState(
         generator=torch.from_numpy(arrays[f"{group}/generator"]),
         recurrent=tuple(
             torch.from_numpy(arrays[f"{group}/recurrent/{part}"]) for part in range(data["recurrent"])
         ),
         episode_start=torch.from_numpy(arrays[f"{group}/episode_start"]),
+        played=None if played is None else torch.from_numpy(played),
         games=games,
     )

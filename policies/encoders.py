@@ -10,7 +10,7 @@ Features come in two ways: ``encoder(observation)``, by autograd, or ``record`` 
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurocoder.errors import ConfigError, lookup, near
+from neurocoder.policies.blocks import BLOCK, to_blocks
 from neurocoder.policies.encoder_base import (
     PIXEL_GAIN,
     Encoder,
@@ -82,6 +83,12 @@ IMAGE_NETS: dict[str, ImageNet] = {
 }
 
 
+def _cuts_blocks(conv: Conv, shape: tuple[int, int, int]) -> bool:
+    """Return whether the first convolution is one of blocks: its stride theirs, and nothing cut in two or padded."""
+    whole = all(size % BLOCK == 0 for size in (*shape[1:], conv.kernel))
+    return whole and conv.stride == BLOCK and conv.padding == 0
+
+
 def _channels_last(images: Tensor) -> Tensor:
     """Return images [B, C, H, W] in channels-last memory."""
     if images.dtype == torch.uint8 and not images.is_contiguous(memory_format=torch.channels_last):
@@ -124,6 +131,7 @@ class ImageEncoder(Encoder):
                     f"its convolutions; use encoder 'mlp' or resize the observation"
                 )
         self.convolutions = nn.Sequential(*layers)
+        self._cuts_blocks = _cuts_blocks(net.convolutions[0], shape)
         flat = channels * height * width
         self.hidden = nn.Sequential(nn.Linear(flat, net.hidden), nn.ReLU()) if net.hidden else nn.Identity()
         self.out_features = net.hidden or flat
@@ -137,11 +145,43 @@ class ImageEncoder(Encoder):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Map images [B, C, H, W] (uint8, or floats taken as they are) to features [B, out_features]."""
-        return self.hidden(self.convolutions(self.scaled(observation)).flatten(1))
+        x = self._first_maps(observation)
+        for layer in islice(self.convolutions, 1, None):
+            x = layer(x)
+        return self.hidden(x.flatten(1))
 
     @property
     def lowerable(self) -> bool:
         return True
+
+    def _first_maps(self, observation: Tensor) -> Tensor:
+        """Return what the first convolution makes of the observation."""
+        first = self.convolutions[0]
+        assert isinstance(first, nn.Conv2d)
+        blocks = self._blocks(observation)
+        if blocks is None:
+            return first(self.scaled(observation))
+        weight = first.weight.to(blocks.dtype)
+        if self.pixels is None:
+            weight = weight * (1 / 255)  # a hundredth of the work of scaling the images
+        return F.conv2d(blocks, F.pixel_unshuffle(weight, BLOCK), first.bias)
+
+    def _blocks(self, observation: Tensor) -> Tensor | None:
+        """Return the images in bfloat16, cut into blocks (``neurocoder.policies.blocks``), where that is worth it.
+
+        Standardised if pixels are, else as they are: grey levels from 0 to 255.
+        """
+        weight = self.convolutions[0].weight
+        assert isinstance(weight, Tensor)
+        device = observation.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if not self._cuts_blocks or dtype != torch.bfloat16 or device != "cpu" or transformed:
+            return None
+        if observation.dtype != torch.uint8:
+            return None
+        blocks = to_blocks(observation).to(dtype)
+        return blocks if self.pixels is None else self.pixels.of_blocks(observation, blocks)
 
     def stages(self) -> Iterator[nn.Module]:
         yield from self.convolutions
@@ -175,8 +215,8 @@ class ImageEncoder(Encoder):
     def record(self, observation: Tensor) -> tuple[Tensor, Kept]:
         """Return the features and, layer by layer, where poolings found their maxima and what ReLUs gave."""
         kept = []
-        x = self.scaled(observation)
-        for layer in self.convolutions:
+        x = self._first_maps(observation)
+        for layer in islice(self.convolutions, 1, None):
             if isinstance(layer, nn.MaxPool2d):
                 x, where = F.max_pool2d(x, 2, return_indices=True)
                 kept.append(where.int())  # int64 would take twice the memory, and longer to copy
@@ -226,8 +266,10 @@ class ImageEncoder(Encoder):
             else:
                 of_weight.add_(grad.t() @ flat)
             grad = grad @ linear.weight
+        images, *maps = kept
+        blocks = self._blocks(images)
         # `to` and not `contiguous`, which takes a single channel for channels-last, whatever its strides
-        maps = [_channels_last(part) for part in kept]
+        maps = [_channels_last(part) for part in maps]
         unpooled = self._unpooled.copy()
         grad = grad.reshape(kept[-1].shape).to(memory_format=torch.channels_last)
         for layer in reversed(self.convolutions):
@@ -252,24 +294,36 @@ class ImageEncoder(Encoder):
                 )
             else:
                 assert isinstance(layer, nn.Conv2d)
-                seen = maps[-1].to(layer.weight.dtype)
-                if len(maps) == 1 and self.pixels is not None and maps[-1].dtype == torch.uint8:
-                    seen = self.pixels(kept[0], seen)
+                if maps:
+                    seen, weight, stride = maps[-1], layer.weight, layer.stride
+                elif blocks is not None:
+                    seen, weight, stride = blocks, F.pixel_unshuffle(layer.weight, BLOCK), (1, 1)
+                else:
+                    seen, weight, stride = self._as_seen(images), layer.weight, layer.stride
                 grad, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
                     grad,
                     seen,
-                    layer.weight,
+                    weight,
                     bias_sizes=[layer.out_channels],
-                    stride=layer.stride,
+                    stride=stride,
                     padding=layer.padding,
                     dilation=layer.dilation,
                     transposed=False,
                     output_padding=[0, 0],
                     groups=1,
-                    output_mask=[len(maps) > 1, True, True],  # the images need no gradient
+                    output_mask=[bool(maps), True, True],  # the images need no gradient
                 )
+                if seen is blocks:
+                    grad_weight = F.pixel_shuffle(grad_weight, BLOCK)
                 gradients.pop().add_(grad_bias)
                 gradients.pop().add_(grad_weight)
+
+    def _as_seen(self, images: Tensor) -> Tensor:
+        """Return channels-last floats, standardised if pixels are, else as they are."""
+        weight = self.convolutions[0].weight
+        assert isinstance(weight, Tensor)
+        seen = _channels_last(images).to(weight.dtype)
+        return seen if self.pixels is None or images.dtype != torch.uint8 else self.pixels(images, seen)
 
 
 def full_precision(x: Tensor) -> torch.autocast:

@@ -12,6 +12,8 @@ pixel of theirs would stand out, and a network give ten times its usual features
 import torch
 from torch import Tensor, nn
 
+from neurocoder.policies.blocks import BLOCK
+
 LEAST_DEVIATION = 32.0
 """Grey levels: a pixel's deviation counts as no less, so that one which hardly ever changes is not blown up."""
 
@@ -55,3 +57,15 @@ class PixelStandardisation(nn.Module):
         padding = is_padding(frames)
         few = torch.compiler.is_compiling() or len(frames) < FEW
         return image.masked_fill_(padding, 0) if few or padding.any() else image
+
+    def of_blocks(self, frames: Tensor, blocks: Tensor) -> Tensor:
+        """Return what :meth:`forward` does, cut into blocks (``neurocoder.policies.blocks``); `blocks` are overwritten."""
+        height, width, channels = self.mean.shape
+
+        def cut(numbers: Tensor) -> Tensor:
+            parts = numbers.view(height // BLOCK, BLOCK, width // BLOCK, BLOCK, channels)
+            return parts.to(blocks.dtype).permute(0, 2, 4, 1, 3).flatten(2).permute(2, 0, 1)
+
+        blocks.sub_(cut(self.mean)).mul_(cut(self.factor))
+        padding = is_padding(frames)
+        return blocks.masked_fill_(padding.repeat_interleave(BLOCK**2, 1), 0) if padding.any() else blocks

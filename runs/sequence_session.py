@@ -95,7 +95,11 @@ class SequenceSession(A3CSession):
             terms = [(term.importance, term.anchor) for term in self.method.terms]
             penalty = Penalty(self.config.continual.strength, terms)
         total = self.steps_per_game * len(self.games)
-        a3c = replace(spec.a3c, lr_steps=spec.a3c.lr_steps or total)  # a schedule of the run, not of the game
+        a3c = replace(  # schedules of the run, not of the game
+            spec.a3c,
+            lr_steps=spec.a3c.lr_steps or total,
+            extra_sticky_steps=spec.a3c.extra_sticky_steps or total,
+        )
         self.spec = replace(spec, a3c=a3c, total_steps=(self.task + 1) * self.steps_per_game, penalty=penalty)
 
     def _grown(self, config: TrainConfig) -> TrainConfig:

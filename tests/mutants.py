@@ -53,6 +53,7 @@ PROBES, IMPORTANCE, CONTINUAL = (f"agents/{name}.py" for name in ("probes", "imp
 SIDE_BY_SIDE = "policies/heads/side_by_side.py"
 CALIBRATION, PIXELS, ENCODERS = (f"policies/{name}.py" for name in ("calibration", "pixels", "encoders"))
 SB3_LAYERS, SB3_ACTOR_CRITIC = (f"policies/sb3/{name}.py" for name in ("layers", "actor_critic"))
+BLOCKS = "policies/blocks.py"
 SB3_ENVS = "envs/sb3.py"
 RECORDER, FRAMES, EMULATION, PROGRAMS, EPISODE, PICKS, PAGE = (
     f"runs/replay/{name}.py"
@@ -256,7 +257,44 @@ MUTANTS = [
     Mutant(PIXELS, "image.masked_fill_(padding, 0) if", "image if", "pixels"),
     Mutant(PIXELS, "correction=0", "correction=1", "pixels"),
     Mutant(ENCODERS, "if standardize and scaled", "if standardize", "pixels"),
-    Mutant(ENCODERS, "seen = self.pixels(kept[0], seen)", "pass", "tape"),
+    Mutant(ENCODERS, "else self.pixels(images, seen)", "else seen", "tape"),
+    Mutant(ENCODERS, "weight = weight * (1 / 255)", "pass", "blocks"),
+    Mutant(
+        ENCODERS,
+        "grad_weight = F.pixel_shuffle(grad_weight, BLOCK)",
+        "grad_weight = grad_weight.reshape(layer.weight.shape)",
+        "tape",
+    ),
+    Mutant(ENCODERS, "self.pixels.of_blocks(observation, blocks)", "blocks", "tape"),
+    Mutant(PIXELS, "padding.repeat_interleave(BLOCK**2, 1)", "padding.repeat(1, BLOCK**2, 1, 1)", "blocks"),
+    Mutant(PIXELS, "permute(0, 2, 4, 1, 3)", "permute(0, 2, 4, 3, 1)", "blocks"),
+    Mutant(BLOCKS, "permute(0, 2, 1, 3, 4)", "permute(0, 2, 3, 1, 4)", "blocks"),
+    Mutant(BLOCKS, "images.contiguous()", "images", "blocks"),
+    Mutant(
+        ROLLOUT,
+        "repeats = (draw < self.extra_sticky) & ~self._start",
+        "repeats = draw < self.extra_sticky",
+        "agents/test_a3c.py",
+    ),
+    Mutant(ROLLOUT, "(draw < self.extra_sticky)", "(draw > self.extra_sticky)", "agents/test_a3c.py"),
+    Mutant(
+        ROLLOUT, "self._played = self._repeat_some(action)", "self._played = action", "agents/test_a3c.py"
+    ),
+    Mutant(
+        ROLLOUT,
+        "self._pending = (self._seen, self._start, action, logits)\n        self._played = self._repeat_some(action)",
+        "action = self._played = self._repeat_some(action)\n        self._pending = (self._seen, self._start, action, logits)",
+        "agents/test_a3c.py",
+    ),
+    Mutant(ROLLOUT, "self._played = saved.played", "pass", EXACT),
+    Mutant(
+        A3C,
+        "config.entropy_coefficient + fallen",
+        "config.entropy_coefficient - fallen",
+        "agents/test_a3c.py",
+    ),
+    Mutant(A3C, "config.extra_sticky * (1 - done)", "config.extra_sticky * done", "agents/test_a3c.py"),
+    Mutant(WORKER, "actor.extra_sticky = sticky", "pass", "agents/test_a3c.py"),
     Mutant(CORES, "gradients = below + gradients", "gradients = gradients + below", "cores"),
     Mutant(CORES, "in reversed(list(zip(self._cores()", "in (list(zip(self._cores()", "cores"),
     Mutant(RECORDER, ' & ~step.info["_episode"]', "", REPLAY),

@@ -12,19 +12,21 @@ from neurocoder.agents.a3c import (
     A3CConfig,
     assessed,
     clipped_surrogate_loss,
+    extra_sticky,
     generalized_advantage,
     learning_rate,
     loss_and_metrics,
     normalize,
     policy_gradient_loss,
     value_loss,
+    with_entropy_of,
 )
 from neurocoder.agents.hogwild import Board, SharedModel
 from neurocoder.agents.rollout import Actor, play, rollouts
 from neurocoder.agents.worker import Worker
 from neurocoder.envs import make_vec
 from neurocoder.errors import ConfigError
-from neurocoder.policies import HEADS, Policy, PolicyConfig
+from neurocoder.policies import HEADS, Policy, PolicyConfig, to_env_action
 from neurocoder.policies.tape import Tape
 
 LENGTH = 4
@@ -162,6 +164,21 @@ def test_learning_rate_schedules():
     assert rates == pytest.approx([0.1, 0.05, 0.025, 0.0125, 0.0125])
 
 
+def test_the_entropy_s_coefficient_falls_in_a_straight_line():
+    config = A3CConfig(entropy_coefficient=0.02, entropy_final=0.01, entropy_steps=40)
+    found = [with_entropy_of(config, n).entropy_coefficient for n in (0, 10, 40, 90)]
+    assert found == pytest.approx([0.02, 0.0175, 0.01, 0.01])
+    assert with_entropy_of(A3CConfig(), 90) == A3CConfig()
+
+
+def test_repeated_actions_grow_rarer_until_they_are_none():
+    config = A3CConfig(extra_sticky=0.4)
+    assert [extra_sticky(config, n, 100) for n in (0, 25, 100, 130)] == pytest.approx([0.4, 0.3, 0, 0])
+    early = A3CConfig(extra_sticky=0.4, extra_sticky_steps=40)  # however long the run is
+    assert [extra_sticky(early, n, 100) for n in (0, 10, 40, 90)] == pytest.approx([0.4, 0.3, 0, 0])
+    assert extra_sticky(A3CConfig(), 0, 100) == 0
+
+
 def small_policy(core="none", head="linear"):
     space = gym.spaces.Box(0, 100, (1,), np.float32)
     return Policy(space, gym.spaces.Discrete(2), PolicyConfig(core=core, core_size=8, head=head))
@@ -184,6 +201,70 @@ def test_rollouts_follow_the_clock():
     assert not second.truncated.any()
     assert [e.raw_return for e in second.episodes] == [12.0, 12.0]
     assert [e.length for e in second.episodes] == [LENGTH, LENGTH]
+
+
+def played_and_drawn(extra_sticky, count, env_id="Clock-v0"):
+    """Return what two games were told and what they would have been, [T, 2, …] each, with the episodes' starts [T, 2]."""
+    told = []
+    envs = make_vec(env_id, 2)
+    step_async = envs.step_async
+    envs.step_async = lambda action: (told.append(np.array(action)), step_async(action))
+    policy = Policy(envs.single_observation_space, envs.single_action_space, PolicyConfig(head="linear"))
+    actor = Actor(policy, envs, torch.Generator().manual_seed(0))
+    actor.extra_sticky = extra_sticky
+    actor.reset([1, 2])
+    (rollout,) = play([actor], count)
+    drawn = np.stack([to_env_action(envs.single_action_space, action) for action in rollout.action])
+    return torch.from_numpy(np.stack(told)), torch.from_numpy(drawn), rollout.episode_start
+
+
+@pytest.mark.parametrize("env_id", ["Clock-v0", "Pendulum-v1"])
+def test_a_game_repeats_what_it_played_and_the_learner_keeps_what_was_drawn(env_id):
+    told, drawn, _ = played_and_drawn(0.0, 60, env_id)
+    assert torch.equal(told, drawn)
+    told, drawn, starts = played_and_drawn(1 - 1e-9, 60, env_id)
+    assert len(drawn.unique()) > 1
+    for game in range(2):
+        for t in range(60):
+            expected = drawn[t, game] if starts[t, game] else told[t - 1, game]
+            assert torch.equal(told[t, game], expected)
+
+
+def test_each_game_repeats_as_often_as_it_was_asked_to():
+    told, drawn, starts = played_and_drawn(0.3, 4000)
+    changed = drawn[1:] != told[:-1]  # where a repeated action shows
+    repeated = (told[1:] == told[:-1]) & changed & ~starts[1:]
+    for game in range(2):
+        share = repeated[:, game].sum() / (changed & ~starts[1:])[:, game].sum()
+        assert share == pytest.approx(0.3, abs=0.05)
+    assert not (told != drawn)[starts].any()
+    assert not torch.equal(repeated[:, 0], repeated[:, 1])
+
+
+def test_a_worker_learns_with_the_entropy_s_coefficient_of_now():
+    spec, model = cartpole(
+        total_steps=32, n_steps=4, entropy_coefficient=0.3, entropy_final=0.1, entropy_steps=16
+    )
+    worker = Worker(0, 0, spec, model, Board(1))
+    list(worker._start())
+    for expected in (0.3, 0.2, 0.1, 0.1):  # eight steps an update
+        (record,) = worker._update()
+        parts = (
+            record.metrics["policy_loss"] + 0.5 * record.metrics["value_loss"] + record.metrics["aux_loss"]
+        )
+        assert (parts - record.metrics["loss"]) / record.metrics["entropy"] == pytest.approx(
+            expected, rel=1e-3
+        )
+
+
+def test_a_worker_tells_its_games_how_sticky_they_are_now():
+    spec, model = cartpole(total_steps=32, n_steps=4, extra_sticky=0.4)
+    worker = Worker(0, 0, spec, model, Board(1))
+    list(worker._start())
+    for expected in (0.4, 0.3, 0.2):  # eight steps an update
+        (record,) = worker._update()
+        assert record.metrics["extra_sticky"] == pytest.approx(expected)
+        assert [actor.extra_sticky for actor in worker._actors] == [pytest.approx(expected)]
 
 
 def test_truncation_is_bootstrapped_from_the_last_observation_and_termination_is_not():
@@ -273,6 +354,10 @@ def test_every_head_learns_with_its_loss_and_diagnostics(head):
         (dict(learning_rate=float("nan")), "a3c.learning_rate=nan"),
         (dict(lr_final=-1e-4), "a3c.lr_final=-0.0001 must be finite and >= 0"),
         (dict(lr_steps=-1), "a3c.lr_steps=-1 must be >= 0"),
+        (dict(extra_sticky=1.0), r"a3c.extra_sticky=1.0 must be in \[0, 1\)"),
+        (dict(entropy_steps=-1), "a3c.entropy_steps=-1 must be >= 0"),
+        (dict(entropy_final=-1.0), "a3c.entropy_final=-1.0 must be finite and >= 0"),
+        (dict(extra_sticky_steps=-1), "a3c.extra_sticky_steps=-1 must be >= 0"),
         (dict(lr_schedule="exponential"), 'a3c.lr_final=0.0 must be > 0 with lr_schedule="exponential"'),
         (dict(optimizer="sgd"), "a3c.optimizer='sgd' must be one of"),
         (dict(reward_clip=-1.0), "a3c.reward_clip=-1.0"),

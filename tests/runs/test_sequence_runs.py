@@ -104,14 +104,16 @@ def test_recoded_layers_grow_on_their_own(tmp_path):
     run = trained(
         tmp_path, "--encoder", "mlp", "--set", f"policy.encoder_config={encoder}",
         "--set", f"policy.head_config={HEAD}", "--set", "continual.grow=3", "--set", "a3c.lr_schedule=linear",
+        "--set", "a3c.extra_sticky=0.4",
     )  # fmt: skip
     model = load_file(run.checkpoints / "1280" / "model.safetensors")
     sizes = {name: len(tensor) for name, tensor in model.items() if name.endswith("memory_s")}
     assert sizes == {"encoder.layers.0.memory_s": 7, "actor.memory_s": 9, "critic.memory_s": 9}
     with run.progress_file.open(newline="") as file:
-        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
-    # one line down to zero at the end of the last game
-    assert rates == sorted(rates, reverse=True) and rates[0] > 4 * rates[-1]
+        rows = list(csv.DictReader(file))
+    for name in ("learning_rate", "extra_sticky"):  # one line down to zero at the end of the last game
+        numbers = [float(row[name]) for row in rows]
+        assert numbers == sorted(numbers, reverse=True) and numbers[0] > 4 * numbers[-1], name
 
 
 def test_the_penalty_pulls_towards_what_was_remembered():

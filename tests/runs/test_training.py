@@ -334,7 +334,7 @@ EXACT = {
 @pytest.mark.parametrize(
     ("env", "options"),
     [
-        ("ALE/Breakout-v5", {"a3c.minibatches": 2}),
+        ("ALE/Breakout-v5", {"a3c.minibatches": 2, "a3c.extra_sticky": 0.5, "a3c.extra_sticky_steps": 2048}),
         (
             "ALE/Pong-v5",
             {
@@ -349,7 +349,10 @@ EXACT = {
             "CartPole-v1",
             {"policy.core": '"gru"', "a3c.env_groups": 2, "a3c.clip_range": 0.0, "a3c.vtrace": "true"},
         ),
-        ("Pendulum-v1", {"a3c.workers": 2, "a3c.sync": "true"}),
+        (
+            "Pendulum-v1",
+            {"a3c.workers": 2, "a3c.sync": "true", "a3c.extra_sticky": 0.5, "a3c.extra_sticky_steps": 2048},
+        ),
     ],
 )
 def test_n_steps_are_half_of_them_kill_9_and_the_other_half(tmp_path, env, options):
@@ -357,6 +360,8 @@ def test_n_steps_are_half_of_them_kill_9_and_the_other_half(tmp_path, env, optio
     settings = EXACT | {"steps": 2 * half, "checkpoint_every": half} | options
     whole = subprocess.run(train_command(tmp_path / "whole", env, **settings), capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
+    told = f"training games repeat 50% more of their actions, falling to none at {2 * half:,} agent steps"
+    assert (told in whole.stdout) == ("a3c.extra_sticky_steps" in options)
     (expected,) = find_runs(tmp_path / "whole")
     killed = kill_at_checkpoint(train_command(tmp_path, env, **settings), tmp_path, half)
     assert saved_steps(killed.checkpoints) == [0, half]
