@@ -276,6 +276,7 @@ def test_lowered_gradients_are_at_least_as_good_as_autocast_s(encoder, core, mon
     policy = made(encoder, core.removeprefix("two ").removesuffix("s"), dtype=torch.float32)
     if core == "two lstms":
         policy.core = make_core("lstm", policy.encoder.out_features, 10, layers=2)
+    monkeypatch.setattr(encoders, "BLOCKS_FROM", 1)
     monkeypatch.setattr(encoders, "CHUNK_VALUES", 4 * policy.encoder._largest)
     start = STARTS["7 steps of 3, first and later"].bool()
     rollout = observations(policy, *start.shape), some_state(policy, 3), start
