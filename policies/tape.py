@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 
 from neurocoder.errors import NeurocoderError, require
 from neurocoder.policies.cores import Core, Kept, State
-from neurocoder.policies.encoders import Encoder
+from neurocoder.policies.encoder_base import Encoder
 
 
 class TapeError(NeurocoderError):

@@ -33,7 +33,7 @@ from neurocoder.envs import (
 )
 from neurocoder.errors import ConfigError, lookup, near, require
 from neurocoder.policies import PolicyConfig
-from neurocoder.policies.encoders import IMAGE_NETS
+from neurocoder.policies.image_encoder import IMAGE_NETS
 
 AGENTS = ("a3c", "supervised", "continual")
 TASK_RECIPES = {

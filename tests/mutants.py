@@ -51,7 +51,9 @@ VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE = (
 )
 PROBES, IMPORTANCE, CONTINUAL = (f"agents/{name}.py" for name in ("probes", "importance", "continual"))
 SIDE_BY_SIDE = "policies/heads/side_by_side.py"
-CALIBRATION, PIXELS, ENCODERS = (f"policies/{name}.py" for name in ("calibration", "pixels", "encoders"))
+CALIBRATION, PIXELS, IMAGE_ENCODER = (
+    f"policies/{name}.py" for name in ("calibration", "pixels", "image_encoder")
+)
 SB3_LAYERS, SB3_ACTOR_CRITIC = (f"policies/sb3/{name}.py" for name in ("layers", "actor_critic"))
 BLOCKS = "policies/blocks.py"
 SB3_ENVS = "envs/sb3.py"
@@ -145,9 +147,9 @@ MUTANTS = [
     Mutant(PARTS, "value=-1).mul_(inverse)", "value=-1)", "fused"),
     Mutant(FUSED, ".addmm_(d_key_u, w.key_u_weight_KI)", "", "fused"),
     Mutant(
-        FUSED,
-        "attention_s.view(n_slots, -1), gain_s.reshape(-1)",
-        "attention_s.view(n_slots, -1), gain_u.reshape(-1)",
+        COMPONENTS,
+        "gain[2].reshape(-1)",
+        "gain[0].reshape(-1)",
         "fused",
     ),
     Mutant(PARTS, "class Scratch(threading.local)", "class Scratch", "fused"),
@@ -183,7 +185,12 @@ MUTANTS = [
     Mutant(VTRACE, "+ gae_lambda * ahead_B)", "+ ahead_B)", "agents/test_vtrace.py"),
     Mutant(VTRACE, "~(terminated_TB | truncated_TB)", "~terminated_TB", "agents/test_vtrace.py"),
     Mutant(A3C, "advantage.std(correction=0)", "advantage.std()", "agents/test_a3c.py"),
-    Mutant(A3C, "- config.entropy_coefficient", "+ config.entropy_coefficient", "agents/test_a3c.py"),
+    Mutant(
+        A3C,
+        "- config.entropy_coefficient * entropy",
+        "+ config.entropy_coefficient * entropy",
+        "agents/test_a3c.py",
+    ),
     Mutant(
         HOGWILD,
         "gradients[list(workers)].mean(0)",
@@ -248,7 +255,7 @@ MUTANTS = [
     Mutant(CALIBRATION, "isinstance(core, RecurrentCore)", "False", "calibration"),
     Mutant(CALIBRATION, "policy.encoder.fit(observation)", "pass", "pixels"),
     Mutant(CALIBRATION, "        return\n", "", "pixels"),
-    Mutant(ENCODERS, "if scaled and self.pixels is None", "if scaled", "pixels"),
+    Mutant(IMAGE_ENCODER, "if scaled and self.pixels is None", "if scaled", "pixels"),
     Mutant(PIXELS, "shown.mean(0).round()", "shown.mean(0)", "pixels"),
     Mutant(PIXELS, "shown[~padding[:, channel]]", "shown", "pixels"),
     Mutant(PIXELS, "few or padding.any()", "few", "pixels"),
@@ -256,16 +263,16 @@ MUTANTS = [
     Mutant(PIXELS, "(1 / deviation).to(torch.bfloat16)", "1 / deviation", "pixels"),
     Mutant(PIXELS, "image.masked_fill_(padding, 0) if", "image if", "pixels"),
     Mutant(PIXELS, "correction=0", "correction=1", "pixels"),
-    Mutant(ENCODERS, "if standardize and scaled", "if standardize", "pixels"),
-    Mutant(ENCODERS, "else self.pixels(images, seen)", "else seen", "tape"),
-    Mutant(ENCODERS, "weight = weight * (1 / 255)", "pass", "blocks"),
+    Mutant(IMAGE_ENCODER, "if standardize and scaled", "if standardize", "pixels"),
+    Mutant(IMAGE_ENCODER, "else self.pixels(images, seen)", "else seen", "tape"),
+    Mutant(IMAGE_ENCODER, "weight = weight * (1 / 255)", "pass", "blocks"),
     Mutant(
-        ENCODERS,
+        IMAGE_ENCODER,
         "grad_weight = F.pixel_shuffle(grad_weight, BLOCK)",
         "grad_weight = grad_weight.reshape(layer.weight.shape)",
         "tape",
     ),
-    Mutant(ENCODERS, "self.pixels.of_blocks(observation, blocks)", "blocks", "tape"),
+    Mutant(IMAGE_ENCODER, "self.pixels.of_blocks(observation, blocks)", "blocks", "tape"),
     Mutant(PIXELS, "padding.repeat_interleave(BLOCK**2, 1)", "padding.repeat(1, BLOCK**2, 1, 1)", "blocks"),
     Mutant(PIXELS, "permute(0, 2, 4, 1, 3)", "permute(0, 2, 4, 3, 1)", "blocks"),
     Mutant(BLOCKS, "permute(0, 2, 1, 3, 4)", "permute(0, 2, 3, 1, 4)", "blocks"),
@@ -372,13 +379,18 @@ MUTANTS = [
     Mutant(TAPE, "output.float() if self.lowered else output", "output", "policies/test_tape.py"),
     Mutant(CORES, "inner.to(hidden.dtype).add_(", "inner.add_(", "policies/test_tape.py"),
     Mutant(
-        "policies/encoders.py",
-        "dtype=torch.float32 if lowered else p.dtype",
-        "dtype=p.dtype",
+        IMAGE_ENCODER,
+        "sums = torch.float32 if dtype == torch.bfloat16 else dtype",
+        "sums = dtype",
         "policies/test_tape.py",
     ),
     Mutant("agents/processes.py", "os.environ.update(self._variables)", "pass", "agents/test_processes.py"),
 ]
+
+
+def suite_of(mutant: Mutant) -> str:
+    """Return the file whose tests must go red."""
+    return f"tests/{mutant.tests}" if "/" in mutant.tests else f"tests/policies/test_{mutant.tests}.py"
 
 
 def main(words: list[str]) -> int:
@@ -398,12 +410,10 @@ def main(words: list[str]) -> int:
             shutil.copytree(ROOT / "src" / "neurocoder", package)
             for room in ("agents", "envs", "policies", "runs"):
                 shutil.copytree(ROOT / room, package / room)
-            tests = mutant.tests if "/" in mutant.tests else f"policies/test_{mutant.tests}.py"
-            tests = f"tests/{tests}"
             target = package / mutant.file
             target.write_text(text.replace(mutant.old, mutant.new), "utf-8")
             done = subprocess.run(
-                [sys.executable, "-m", "pytest", "-qx", "-n0", tests],
+                [sys.executable, "-m", "pytest", "-qx", "-n0", suite_of(mutant)],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": folder},
                 capture_output=True,

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from neurocoder.policies import encoders
+from neurocoder.policies import image_encoder
 from neurocoder.policies.blocks import to_blocks
-from neurocoder.policies.encoders import BLOCKS_FROM, make_encoder
+from neurocoder.policies.encoders import make_encoder
+from neurocoder.policies.image_encoder import BLOCKS_FROM
 from neurocoder.policies.pixels import PixelStandardisation
 
 
@@ -21,7 +22,7 @@ def cut(monkeypatch):
     """Return a list of the shapes that are cut into blocks from now on."""
     shapes = []
     monkeypatch.setattr(
-        encoders, "to_blocks", lambda images: (shapes.append(images.shape), to_blocks(images))[1]
+        image_encoder, "to_blocks", lambda images: (shapes.append(images.shape), to_blocks(images))[1]
     )
     return shapes
 

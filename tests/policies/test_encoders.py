@@ -21,7 +21,8 @@ from neurocoder.errors import ConfigError
 from neurocoder.policies import weights as weights_module
 from neurocoder.policies.calibration import calibrate
 from neurocoder.policies.cores import make_core
-from neurocoder.policies.encoders import ENCODERS, Encoder, encoder_options, make_encoder
+from neurocoder.policies.encoder_base import Encoder
+from neurocoder.policies.encoders import ENCODERS, encoder_options, make_encoder
 from neurocoder.policies.heads import HeadError, LinearHead, make_head
 from neurocoder.policies.tape import Tape
 from neurocoder.policies.vision import RESNET18_URL, ResNet

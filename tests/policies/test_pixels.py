@@ -10,7 +10,8 @@ import torch
 from neurocoder.envs import get_protocol, make_vec, random_observations
 from neurocoder.policies import Policy, PolicyConfig, calibrate
 from neurocoder.policies.encoder_base import PIXEL_GAIN
-from neurocoder.policies.encoders import CHANNELS_LAST_FROM, IMAGE_NETS, make_encoder
+from neurocoder.policies.encoders import make_encoder
+from neurocoder.policies.image_encoder import CHANNELS_LAST_FROM, IMAGE_NETS
 from neurocoder.policies.pixels import LEAST_DEVIATION, PixelStandardisation, is_padding
 
 SIX = gym.spaces.Discrete(6)

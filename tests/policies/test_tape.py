@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neurocoder.errors import ConfigError
-from neurocoder.policies import Policy, PolicyConfig, encoders
+from neurocoder.policies import Policy, PolicyConfig, image_encoder
 from neurocoder.policies.cores import Core, RecurrentCore, State, make_core
 from neurocoder.policies.encoders import make_encoder
 from neurocoder.policies.tape import Tape, TapeError
@@ -118,7 +118,7 @@ STARTS = {
 def test_gradients_are_those_of_a_second_forward_pass(encoder, core, head, monkeypatch):
     policy = made(encoder, core, head)
     if encoder != "mlp":  # 21 images in chunks of 4 and 3
-        monkeypatch.setattr(encoders, "CHUNK_VALUES", 4 * policy.encoder._largest)
+        monkeypatch.setattr(image_encoder, "CHUNK_VALUES", 4 * policy.encoder._largest)
     for start in list(STARTS.values())[0 if head == "linear" else -1 :]:
         start = start.bool()
         n_steps, batch = start.shape
@@ -148,7 +148,7 @@ def test_single_precision_on_large_batches(encoder, core, space):
 
 def test_an_image_larger_than_a_chunk_is_a_chunk(monkeypatch):
     policy = made("a3c", "none")
-    monkeypatch.setattr(encoders, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(image_encoder, "CHUNK_VALUES", 1)
     rollout = observations(policy, 2, 2), (), torch.zeros(2, 2, dtype=torch.bool)
     tape = Tape(2)
     acted(policy, tape, *rollout)
@@ -276,8 +276,8 @@ def test_lowered_gradients_are_at_least_as_good_as_autocast_s(encoder, core, mon
     policy = made(encoder, core.removeprefix("two ").removesuffix("s"), dtype=torch.float32)
     if core == "two lstms":
         policy.core = make_core("lstm", policy.encoder.out_features, 10, layers=2)
-    monkeypatch.setattr(encoders, "BLOCKS_FROM", 1)
-    monkeypatch.setattr(encoders, "CHUNK_VALUES", 4 * policy.encoder._largest)
+    monkeypatch.setattr(image_encoder, "BLOCKS_FROM", 1)
+    monkeypatch.setattr(image_encoder, "CHUNK_VALUES", 4 * policy.encoder._largest)
     start = STARTS["7 steps of 3, first and later"].bool()
     rollout = observations(policy, *start.shape), some_state(policy, 3), start
     tape = Tape(7, lowered=True)
@@ -324,7 +324,7 @@ def test_a_small_share_is_not_lost_in_a_large_sum(monkeypatch):
     images = [(observation[i : i + 1], tuple(part[i : i + 1] for part in kept)) for i in (0, 1)]
     grad[1] /= 1024
     parts = [encoder.backward_from(*image, grad[i : i + 1]) for i, image in enumerate(images)]
-    monkeypatch.setattr(encoders, "CHUNK_VALUES", 1)  # every image is a chunk
+    monkeypatch.setattr(image_encoder, "CHUNK_VALUES", 1)  # every image is a chunk
     whole = encoder.backward_from(observation, kept, grad)
     for sum_of_both, one, other in zip(whole, *parts, strict=True):
         torch.testing.assert_close(sum_of_both - one, other, rtol=1e-2, atol=1e-3 * float(other.abs().max()))
