@@ -15,7 +15,7 @@ from torch import Tensor
 from neurocoder.policies import Policy
 from neurocoder.runs.checkpoint import Checkpoint, CheckpointError, Retention, save_checkpoint
 from neurocoder.runs.config import TrainConfig
-from neurocoder.runs.run import Run
+from neurocoder.runs.run import Run, RunError
 from neurocoder.runs.scoring import last_evaluated
 from neurocoder.runs.trackers import ConsoleTracker, CsvTracker, RowMaker, TensorBoardTracker, Trackers
 
@@ -52,7 +52,15 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 
 class Session(ABC):
-    """A run in progress, from its first step or from `checkpoint`, whose parameters `policy` has already."""
+    """A run in progress, from its first step or from `checkpoint`, whose parameters `policy` has already.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint is damaged.
+    RunError
+        There is no room for the run's rows.
+    """
 
     def __init__(self, config: TrainConfig, policy: Policy, run: Run, checkpoint: Checkpoint | None) -> None:
         self.config, self.policy, self.run = config, policy, run
@@ -65,11 +73,13 @@ class Session(ABC):
         except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
             assert checkpoint is not None, error
             raise CheckpointError(f"{checkpoint.path / 'state.json'}: damaged: {error}") from None
-        self.trackers = Trackers(
-            CsvTracker(run.progress_file, self.resumed_at),
-            TensorBoardTracker(run.path),
-            ConsoleTracker(config.steps, self.resumed_at),
-        )
+        try:
+            kept = CsvTracker(run.progress_file, self.resumed_at), TensorBoardTracker(run.path)
+        except OSError as error:
+            raise RunError(
+                f"{run.path}: cannot be written: {error.strerror or error}; nothing is lost, make room and start again"
+            ) from None
+        self.trackers = Trackers(*kept, ConsoleTracker(config.steps, self.resumed_at))
 
     @abstractmethod
     def restore(self, checkpoint: Checkpoint | None) -> None:

@@ -117,17 +117,29 @@ class Tracker(Protocol):
 
 
 class CsvTracker:
-    """Keeps all rows in progress.csv, dropping those after the step at which a run is resumed."""
+    """Keeps all rows in progress.csv, dropping those after the step at which a run is resumed.
+
+    Raises
+    ------
+    OSError
+        It cannot be written: the old rows are all there, and nothing beside them.
+    """
 
     def __init__(self, path: Path, resumed_at: int = 0) -> None:
         self.path = path
         self._writer: csv.DictWriter[str] | None = None
         partial = path.with_name(f".{path.name}.partial")
         self._file = partial.open("w", newline="", encoding="utf-8")
-        for row in _rows_until(path, resumed_at):
-            self._write(row)
-        self._file.flush()
-        partial.replace(path)  # until here the old rows are all there
+        try:
+            for row in _rows_until(path, resumed_at):
+                self._write(row)
+            self._file.flush()
+            partial.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):  # closing writes what is left
+                self._file.close()
+            partial.unlink(missing_ok=True)
+            raise
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._writer is None:

@@ -145,6 +145,24 @@ def test_a_full_disk_costs_checkpoints_and_no_more(tmp_path: Path) -> None:
     assert not load_newest(run.checkpoints)[1]
 
 
+def test_to_resume_on_a_full_disk_is_refused_and_loses_nothing(tmp_path: Path) -> None:
+    settings = SETTINGS | {"a3c.workers": 1, "evaluation.every": 0}
+    process = start(tmp_path, "CartPole-v1", steps=10**9, **settings)
+    run = wait_for_checkpoint(process, tmp_path, 512)
+    process.terminate()
+    process.communicate()
+    header, first, *_ = run.progress_file.read_text("utf-8").splitlines(keepends=True)
+    run.progress_file.write_text(header + first * (3_000_000 // len(first)), "utf-8")
+    files = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    # 2 MiB to a file, and in shared memory: enough for the network, and not for the rows
+    limited = f"ulimit -f 2048; exec {sys.executable} -m neurocoder.runs.cli train --resume {run.path}"
+    second = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
+    assert second.returncode == 2, second.stderr
+    (line,) = second.stderr.splitlines()
+    assert line.startswith(f"neurocoder: {run.path}: cannot be written: ") and "make room" in line
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == files
+
+
 def test_a_second_writer_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     process = start(tmp_path, "CartPole-v1", steps=10**9, **SETTINGS)
     run = wait_for_checkpoint(process, tmp_path, 0)
