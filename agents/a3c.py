@@ -81,7 +81,10 @@ class A3CConfig:
     """Rewards are cut to ± this for learning only; 0 keeps them as they are."""
     extra_sticky: float = 0.0
     """Probability with which a training game repeats the action of the step before in place of the one drawn: on top of
-    what the environment does, and never in evaluations. It falls in a straight line to 0."""
+    what the environment does, and never in evaluations. It begins at extra_sticky_start, and falls from there in a straight
+    line to 0 at extra_sticky_steps."""
+    extra_sticky_start: int = 0
+    """Agent steps before which no game does: what is learned first is learned faster without."""
     extra_sticky_steps: int = 0
     """Agent steps until then; 0: all of the run's."""
     env_groups: int = 1
@@ -130,9 +133,15 @@ class A3CConfig:
         for name in ("learning_rate", "optimizer_eps"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"a3c.{name}", value, "finite and > 0")
-        for name in ("lr_steps", "entropy_steps", "extra_sticky_steps"):
+        for name in ("lr_steps", "entropy_steps", "extra_sticky_start", "extra_sticky_steps"):
             require(getattr(self, name) >= 0, f"a3c.{name}", getattr(self, name), ">= 0")
         require(0 <= self.extra_sticky < 1, "a3c.extra_sticky", self.extra_sticky, "in [0, 1)")
+        require(
+            not self.extra_sticky_steps or self.extra_sticky_start < self.extra_sticky_steps,
+            "a3c.extra_sticky_start",
+            self.extra_sticky_start,
+            f"below extra_sticky_steps={self.extra_sticky_steps}",
+        )
         for name in (
             "lr_final",
             "entropy_coefficient",
@@ -252,7 +261,10 @@ def with_entropy_of(config: A3CConfig, agent_steps: int) -> A3CConfig:
 
 def extra_sticky(config: A3CConfig, agent_steps: int, total_steps: int) -> float:
     """Return the probability of repeated actions for the rollout that begins at `agent_steps` of `total_steps`."""
-    done = min(1.0, agent_steps / (config.extra_sticky_steps or total_steps))
+    start, end = config.extra_sticky_start, config.extra_sticky_steps or total_steps
+    if not start <= agent_steps < end:
+        return 0.0
+    done = (agent_steps - start) / (end - start)
     return config.extra_sticky * (1 - done)
 
 

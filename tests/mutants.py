@@ -300,6 +300,8 @@ MUTANTS = [
         "config.entropy_coefficient - fallen",
         "agents/test_a3c.py",
     ),
+    Mutant(A3C, "if not start <= agent_steps < end:", "if agent_steps >= end:", "agents/test_a3c.py"),
+    Mutant(A3C, "(agent_steps - start) / (end - start)", "agent_steps / end", "agents/test_a3c.py"),
     Mutant(A3C, "config.extra_sticky * (1 - done)", "config.extra_sticky * done", "agents/test_a3c.py"),
     Mutant(WORKER, "actor.extra_sticky = sticky", "pass", "agents/test_a3c.py"),
     Mutant(CORES, "gradients = below + gradients", "gradients = gradients + below", "cores"),

@@ -176,6 +176,10 @@ def test_repeated_actions_grow_rarer_until_they_are_none():
     assert [extra_sticky(config, n, 100) for n in (0, 25, 100, 130)] == pytest.approx([0.4, 0.3, 0, 0])
     early = A3CConfig(extra_sticky=0.4, extra_sticky_steps=40)  # however long the run is
     assert [extra_sticky(early, n, 100) for n in (0, 10, 40, 90)] == pytest.approx([0.4, 0.3, 0, 0])
+    late = A3CConfig(extra_sticky=0.4, extra_sticky_start=20, extra_sticky_steps=60)
+    expected = [0, 0, 0.4, 0.3, 0.1, 0, 0]
+    assert [extra_sticky(late, n, 100) for n in (0, 19, 20, 30, 50, 60, 90)] == pytest.approx(expected)
+    assert extra_sticky(A3CConfig(extra_sticky=0.4, extra_sticky_start=200), 100, 100) == 0
     assert extra_sticky(A3CConfig(), 0, 100) == 0
 
 
@@ -358,6 +362,11 @@ def test_every_head_learns_with_its_loss_and_diagnostics(head):
         (dict(entropy_steps=-1), "a3c.entropy_steps=-1 must be >= 0"),
         (dict(entropy_final=-1.0), "a3c.entropy_final=-1.0 must be finite and >= 0"),
         (dict(extra_sticky_steps=-1), "a3c.extra_sticky_steps=-1 must be >= 0"),
+        (dict(extra_sticky_start=-1), "a3c.extra_sticky_start=-1 must be >= 0"),
+        (
+            dict(extra_sticky_start=8, extra_sticky_steps=8),
+            "a3c.extra_sticky_start=8 must be below extra_sticky_steps=8",
+        ),
         (dict(lr_schedule="exponential"), 'a3c.lr_final=0.0 must be > 0 with lr_schedule="exponential"'),
         (dict(optimizer="sgd"), "a3c.optimizer='sgd' must be one of"),
         (dict(reward_clip=-1.0), "a3c.reward_clip=-1.0"),
