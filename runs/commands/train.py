@@ -199,10 +199,11 @@ def _announce(config: "TrainConfig", policy: Any, path: Path) -> None:
         if config.a3c.sync:
             how += ", in step (A2C)"
     print(f"{how}, {config.steps:,} agent steps, seed {config.seed}; writing {path}", flush=True)
-    if config.agent == "a3c" and (repeated := config.a3c.extra_sticky):
-        since = f"from {start:,} agent steps on " if (start := config.a3c.extra_sticky_start) else ""
+    start, share = config.a3c.extra_sticky_start, config.a3c.extra_sticky
+    if config.agent == "a3c" and share and start < config.steps:
+        since = f"from {start:,} agent steps on " if start else ""
         print(
-            f"{since}training games repeat {repeated:.0%} more of their actions, falling to none at "
+            f"{since}training games repeat {share:.0%} more of their actions, falling to none at "
             f"{config.a3c.extra_sticky_steps or config.steps:,} agent steps; evaluations do not",
             flush=True,
         )
