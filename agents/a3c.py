@@ -84,7 +84,7 @@ class A3CConfig:
     what the environment does, and never in evaluations. It begins at extra_sticky_start, and falls from there in a straight
     line to 0 at extra_sticky_steps."""
     extra_sticky_start: int = 0
-    """Agent steps before which no game does: what is learned first is learned faster without."""
+    """Agent steps before which no game does: an agent that cannot aim yet learns from few points with it."""
     extra_sticky_steps: int = 0
     """Agent steps until then; 0: all of the run's."""
     env_groups: int = 1
