@@ -162,6 +162,7 @@ class SharedUpdate:
 
     def __init__(self, shared: SharedModel, config: A3CConfig) -> None:
         self._shared = shared
+        self._mean = torch.empty_like(shared.values)  # fresh memory would cost more than the sum
         self._max_grad_norm = config.max_grad_norm
         self._optimizer = shared.optimizer(config)
 
@@ -173,11 +174,15 @@ class SharedUpdate:
         NonFiniteLossError
             It is not finite; it was not applied.
         """
-        gradient = self._shared.gradients[list(workers)].mean(0)
-        norm = clip_gradient_(gradient, self._max_grad_norm)
+        gradients, mean = self._shared.gradients, self._mean
+        mean.copy_(gradients[workers[0]])
+        for worker in workers[1:]:
+            mean.add_(gradients[worker])
+        mean.div_(len(workers))
+        norm = clip_gradient_(mean, self._max_grad_norm)
         if not math.isfinite(norm):
             raise NonFiniteLossError(f"gradient norm {norm}; the update was not applied")
-        step(self._optimizer, gradient, learning_rate)
+        step(self._optimizer, mean, learning_rate)
         return norm
 
 

@@ -112,11 +112,17 @@ class GamePlayer(ABC):
 
 
 class Player(GamePlayer):
-    """Plays with `policy` (in evaluation mode), sampling actions unless `deterministic`."""
+    """Plays with `policy` (in evaluation mode), sampling actions unless `deterministic`.
 
-    def __init__(self, policy: Policy, *, deterministic: bool = False, seed: int = 0) -> None:
+    With `explain` a decision holds the critic's value and the traces, too. The actions are the same.
+    """
+
+    def __init__(
+        self, policy: Policy, *, deterministic: bool = False, seed: int = 0, explain: bool = False
+    ) -> None:
         self.policy = policy.eval()
         self.deterministic = deterministic
+        self.explain = explain
         self.device = next(policy.parameters()).device
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
@@ -125,13 +131,19 @@ class Player(GamePlayer):
 
     @torch.no_grad()
     def _decide(self, observation: np.ndarray, start: np.ndarray) -> Decision:
-        seen, started = torch.as_tensor(observation), torch.from_numpy(start)
-        output, self._state, trace = self.policy(seen.to(self.device), self._state, started.to(self.device))
-        distribution = self.policy.distribution(output.logits)
-        action = distribution.mode() if self.deterministic else distribution.sample(self.generator)
+        seen = torch.as_tensor(observation).to(self.device)
+        started = torch.from_numpy(start).to(self.device)
+        if not self.explain:
+            logits, self._state = self.policy.act(seen, self._state, started)
+            return Decision(self._draw(logits), logits)
+        output, self._state, trace = self.policy(seen, self._state, started)
         traces = {name: of for name, of in trace._asdict().items() if of is not None}
         value = None if self.policy.critic is None else output.value
-        return Decision(action, output.logits, value, traces=traces)
+        return Decision(self._draw(output.logits), output.logits, value, traces=traces)
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        distribution = self.policy.distribution(logits)
+        return distribution.mode() if self.deterministic else distribution.sample(self.generator)
 
 
 @dataclass(frozen=True, slots=True)

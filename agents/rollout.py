@@ -76,7 +76,7 @@ class Rollout:
     def games(self, index: Tensor) -> "Rollout":
         """Return the part of the rollout that games `index` played; without tape and episodes."""
         return Rollout(
-            **{name: getattr(self, name)[:, index] for name in PER_STEP},
+            **{name: getattr(self, name).index_select(1, index) for name in PER_STEP},
             bootstrap_value=self.bootstrap_value[index],
             initial_state=tuple(part[index.to(part.device)] for part in self.initial_state),
         )
@@ -89,7 +89,7 @@ class Rollout:
         assert self.advantage is not None and self.target is not None and not self.initial_state
         return Rollout(
             **{
-                name: getattr(self, name).flatten(0, 1)[None, index]
+                name: getattr(self, name).flatten(0, 1).index_select(0, index)[None]
                 for name in (*PER_STEP, "advantage", "target")
             },
             bootstrap_value=torch.zeros(len(index)),
@@ -124,8 +124,8 @@ class ActorState(NamedTuple):
 class Actor:
     """Plays the games of `envs` with `policy`, drawing actions with `generator`.
 
-    After :meth:`reset` or :meth:`restore`, a rollout is `n_steps` times :meth:`act` and :meth:`receive` and
-    one :meth:`finish`; :func:`play` does that. Emulators run from `act` to `receive`, so that two actors in
+    After :meth:`reset` or :meth:`restore`, a rollout is one :meth:`begin`, `n_steps` times :meth:`act` and
+    :meth:`receive` and one :meth:`finish`; :func:`play` does that. Emulators run from `act` to `receive`, so that two actors in
     turn keep both the processor of the network and those of the emulators busy. Between two rollouts the
     owner may change the policy in place. `beat` is called once a step: a sign of life.
 
@@ -147,6 +147,8 @@ class Actor:
         self._played: Tensor | None = None
         self._beat = beat
         self._device = next(policy.parameters()).device
+        self._observations = torch.empty(0)
+        """Of this rollout, [n_steps, B, …]. Each is copied as it comes, while the cache has it."""
         self._steps: list[tuple[Tensor, ...]] = []
         self._episodes: list[Episode] = []
         self._emulation = self._acting = 0.0
@@ -185,18 +187,23 @@ class Actor:
         self._state = self._initial_state = state
         self._start = start
 
+    def begin(self, n_steps: int) -> None:
+        """Make room for a rollout of `n_steps`."""
+        self._observations = torch.empty(n_steps, *self._seen.shape, dtype=self._seen.dtype)
+
     @torch.no_grad()
     def act(self) -> None:
         """Draw an action for every game and set the games going."""
         began = perf_counter()
         device = self._device
+        self._seen = self._observations[len(self._steps)].copy_(self._seen)
         logits, self._state = self.policy.act(
             self._seen.to(device), self._state, self._start.to(device), self.tape
         )
         if not logits.isfinite().all():
             raise NonFiniteLossError("the policy's outputs are not finite")
         action = self.policy.distribution(logits).sample(self.generator).cpu()
-        self._pending = (self._seen, self._start, action, logits)
+        self._pending = (self._start, action, logits)
         self._played = self._repeat_some(action)
         acted = perf_counter()
         self.envs.step_async(to_env_action(self.envs.single_action_space, self._played))
@@ -245,10 +252,10 @@ class Actor:
         began = perf_counter()
         bootstrap = self._value(self._seen, self._start)
         columns = [torch.stack(column) for column in zip(*self._steps, strict=True)]
-        observation, start, action, logits, reward, terminated, truncated, last_value = columns
+        start, action, logits, reward, terminated, truncated, last_value = columns
         log_prob = self.policy.distribution(logits).log_prob(action.to(self._device)).float().cpu()
         rollout = Rollout(
-            observation=observation,
+            observation=self._observations,
             episode_start=start,
             action=action,
             log_prob=log_prob,
@@ -271,12 +278,13 @@ class Actor:
     def _value(self, observation: Any, start: Tensor) -> Tensor:
         """Return V of observations that follow the last action, [B]."""
         seen = torch.as_tensor(observation).to(self._device)
-        return self.policy(seen, self._state, start.to(self._device))[0].value.float().cpu()
+        return self.policy.value(seen, self._state, start.to(self._device)).float().cpu()
 
 
 def play(actors: Sequence[Actor], n_steps: int) -> list[Rollout]:
     """Return `n_steps` of every actor's games. While one actor's emulators run, the next one thinks."""
     for actor in actors:
+        actor.begin(n_steps)
         actor.act()
     for _ in range(n_steps - 1):
         for actor in actors:

@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 
 from neurocoder.agents.a3c import learning_rate
 from neurocoder.agents.hogwild import Board, SharedModel, SharedUpdate
-from neurocoder.agents.processes import child_context
+from neurocoder.agents.processes import child_context, spare_threads, torch_threads
 from neurocoder.agents.rollout import NonFiniteLossError
 from neurocoder.agents.worker import (
     Delivered,
@@ -92,7 +92,8 @@ def train(
     """
     supervisor = _Supervisor(spec, model)
     try:
-        yield from supervisor.run(stop)
+        with torch_threads(spare_threads(spec.a3c.workers)):
+            yield from supervisor.run(stop)
     finally:
         supervisor.end()
 

@@ -79,6 +79,12 @@ class Core(nn.Module):
         """Return output and next state as :meth:`forward` does, and what the core's memory did; None without one."""
         return *self(features, state, episode_start), None
 
+    def forward_explained(
+        self, features: Tensor, state: State, episode_start: Tensor
+    ) -> tuple[Tensor, State, Any]:
+        """Return output and next state as :meth:`forward` does, to the bit, and the trace of the same steps."""
+        return self.forward_with_trace(features, state, episode_start)
+
     def aux_loss(self, output: Tensor) -> Tensor | None:
         """Return what this core adds to the loss of a batch with this output [..., out]; None: nothing."""
         return None

@@ -198,13 +198,13 @@ class Policy(nn.Module):
     ) -> tuple[PolicyOutput, State, PolicyTrace]:
         leading = episode_start.shape
         features = self.encoder(observation.flatten(0, len(leading) - 1)).unflatten(0, leading)
-        features, state, core = self.core.forward_with_trace(features, state, episode_start)
+        features, state, core = self.core.forward_explained(features, state, episode_start)
         features = _full(features)
         value, critic = None, None
         with torch.autocast(features.device.type, enabled=False):  # the heads are small: full precision
-            logits, actor = self.actor.forward_with_trace(features)
+            logits, actor = self.actor.forward_explained(features)
             if self.critic is not None:
-                value, critic = self.critic.forward_with_trace(features)
+                value, critic = self.critic.forward_explained(features)
         return PolicyOutput(logits, self._value(logits, value)), state, PolicyTrace(actor, critic, core)
 
     def evaluate(
@@ -236,7 +236,7 @@ class Policy(nn.Module):
     def act(
         self, observation: Tensor, state: State, episode_start: Tensor, tape: Tape | None = None
     ) -> tuple[Tensor, State]:
-        """Return the actor's logits and the next state: forward without the critic, for acting only.
+        """Return the actor's logits and the next state: forward without critic and traces, for acting only.
 
         With a `tape`, the step [B, ...] is recorded for :meth:`evaluate`.
 
@@ -252,10 +252,19 @@ class Policy(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             return self.actor(features), state
 
+    def value(self, observation: Tensor, state: State, episode_start: Tensor) -> Tensor:
+        """Return the critic's estimate [...] alone: forward without actor, next state and traces."""
+        features, _ = self.features(observation, state, episode_start)
+        with torch.autocast(features.device.type, enabled=False):
+            value = None if self.critic is None else self.critic(features)
+        return self._value(features, value)
+
     def features(self, observation: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
         """Return what the heads see, and the next state."""
-        features, state, _ = self._features_with_aux(observation, state, episode_start)
-        return features, state
+        leading = episode_start.shape
+        features = self.encoder(observation.flatten(0, len(leading) - 1)).unflatten(0, leading)
+        features, state = self.core(features, state, episode_start)
+        return _full(features), state
 
     def _features_with_aux(
         self, observation: Tensor, state: State, episode_start: Tensor

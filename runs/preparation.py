@@ -62,16 +62,18 @@ def resolve_precision(precision: str, device: str) -> str:
 
 
 def environment_factory(
-    config: TrainConfig, *, trust: bool = True, evaluation: bool = False
+    config: TrainConfig, *, trust: bool = True, evaluation: bool = False, num_threads: int = 1
 ) -> partial[EpisodeRecorder]:
     """Return a picklable ``make_envs(num_envs)`` for the run's environment and protocol.
 
-    For an `evaluation`, the environment's options are those that the configuration has for evaluations.
+    For an `evaluation`, the environment's options are those that the configuration has for evaluations. `num_threads` is
+    how many emulators of ale-py's native batch run at a time.
     """
     return partial(
         make_vec,
         config.env,
         protocol=config.protocol,
+        num_threads=num_threads,
         vectorization=config.vectorization,
         trust=trust,
         options=config.evaluation_options if evaluation else config.env_options,

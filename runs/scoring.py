@@ -75,7 +75,7 @@ def score_checkpoint(
 ) -> Score:
     """Play ``evaluation.episodes`` games with the agent saved at `path`; the same arguments give the same score.
 
-    `watch` is called with every step.
+    `watch` is called with every step, whose decisions are then explained (:class:`Player`).
 
     Raises
     ------
@@ -89,7 +89,8 @@ def score_checkpoint(
             envs.single_observation_space, envs.single_action_space, config.policy.without_weights()
         )
         load_parameters(policy, saved.model, path)
-        player = Player(policy.to(device), deterministic=evaluation.deterministic, seed=seed)
+        explain = watch is not None
+        player = Player(policy.to(device), deterministic=evaluation.deterministic, seed=seed, explain=explain)
         games = score_games(player, envs, evaluation, seed, watch)
     finally:
         envs.close()

@@ -46,8 +46,9 @@ ROOT = Path(__file__).resolve().parents[1]
     )
 )
 
-VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE = (
-    f"agents/{name}.py" for name in ("vtrace", "a3c", "hogwild", "rollout", "worker", "supervisor")
+VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE, PROCESSES, PLAYER = (
+    f"agents/{name}.py"
+    for name in ("vtrace", "a3c", "hogwild", "rollout", "worker", "supervisor", "processes", "player")
 )
 PROBES, IMPORTANCE, CONTINUAL = (f"agents/{name}.py" for name in ("probes", "importance", "continual"))
 SIDE_BY_SIDE = "policies/heads/side_by_side.py"
@@ -55,7 +56,7 @@ CALIBRATION, PIXELS, IMAGE_ENCODER = (
     f"policies/{name}.py" for name in ("calibration", "pixels", "image_encoder")
 )
 SB3_LAYERS, SB3_ACTOR_CRITIC = (f"policies/sb3/{name}.py" for name in ("layers", "actor_critic"))
-BLOCKS = "policies/blocks.py"
+BLOCKS, NTM_CORE, EVALUATOR = "policies/blocks.py", "policies/ntm/core.py", "runs/evaluator.py"
 SB3_ENVS = "envs/sb3.py"
 RECORDER, FRAMES, EMULATION, PROGRAMS, EPISODE, PICKS, PAGE = (
     f"runs/replay/{name}.py"
@@ -193,8 +194,8 @@ MUTANTS = [
     ),
     Mutant(
         HOGWILD,
-        "gradients[list(workers)].mean(0)",
-        "gradients[list(workers)].sum(0)",
+        "mean.div_(len(workers))",
+        "mean.div_(len(gradients))",
         "agents/test_hogwild.py",
     ),
     Mutant(HOGWILD, "0 < self.checkpoint_at <=", "0 < self.checkpoint_at <", SUPERVISOR),
@@ -215,7 +216,33 @@ MUTANTS = [
         "rollout.log_prob.to(device) - log_prob_TB",
         "agents/test_a3c.py",
     ),
+    Mutant(
+        HOGWILD,
+        "for worker in workers[1:]:",
+        "for worker in range(1, len(workers)):",
+        "agents/test_hogwild.py",
+    ),
     Mutant(ROLLOUT, "part[index.to(part.device)]", "part[: len(index)]", "agents/test_a3c.py"),
+    Mutant(ROLLOUT, "[len(self._steps)].copy_(self._seen)", "[0].copy_(self._seen)", "agents/test_a3c.py"),
+    Mutant(
+        ROLLOUT, "flatten(0, 1).index_select(0, index)", "flatten(0, 1)[: len(index)]", "agents/test_a3c.py"
+    ),
+    Mutant(PROCESSES, "processors() - workers", "processors()", "agents/test_processes.py"),
+    Mutant(
+        COMPOSED,
+        "return self(x), self.forward_with_trace(x)[1]",
+        "return self.forward_with_trace(x)",
+        "heads",
+    ),
+    Mutant(
+        NTM_CORE,
+        "return *self(features, state, episode_start), trace",
+        "return self.forward_with_trace(features, state, episode_start)",
+        "policies/test_policy.py",
+    ),
+    Mutant(PLAYER, "if not self.explain:", "if True:", "agents/test_player.py"),
+    Mutant(EVALUATOR, "self._idle = False", "pass", "runs/test_evaluator.py"),
+    Mutant(EVALUATOR, "if self._waiting is not None and self._idle:", "if False:", "runs/test_evaluator.py"),
     Mutant(SB3_LAYERS, "gradient.new_ones(())", "gradient.new_zeros(())", "policies/test_sb3.py"),
     Mutant(
         SB3_LAYERS, "if not (self.training and torch.is_grad_enabled()):", "if False:", "policies/test_sb3.py"
@@ -289,8 +316,8 @@ MUTANTS = [
     ),
     Mutant(
         ROLLOUT,
-        "self._pending = (self._seen, self._start, action, logits)\n        self._played = self._repeat_some(action)",
-        "action = self._played = self._repeat_some(action)\n        self._pending = (self._seen, self._start, action, logits)",
+        "self._pending = (self._start, action, logits)\n        self._played = self._repeat_some(action)",
+        "action = self._played = self._repeat_some(action)\n        self._pending = (self._start, action, logits)",
         "agents/test_a3c.py",
     ),
     Mutant(ROLLOUT, "self._played = saved.played", "pass", EXACT),

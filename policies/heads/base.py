@@ -61,6 +61,10 @@ class Head(nn.Module, ABC):
         """Return y and what was decided for x; heads without conditional weights return None."""
         return self(x), None
 
+    def forward_explained(self, x: Tensor) -> tuple[Tensor, Any]:
+        """Return ``self(x)``, to the bit, and the trace that :meth:`forward_with_trace` gives for x."""
+        return self.forward_with_trace(x)
+
     def forward_with_aux(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return y and the auxiliary loss of this batch: what a learner adds to the task's, once per step."""
         return self(x), self.aux_loss()

@@ -104,6 +104,9 @@ class ComposedHead(Head):
         parts = (part.view((*shape, *part.shape[1:])) for part in trace)
         return y_BO.view((*shape, self.out_features)), ProgramTrace(*parts)
 
+    def forward_explained(self, x: Tensor) -> tuple[Tensor, ProgramTrace]:
+        return self(x), self.forward_with_trace(x)[1]  # by hand, y differs in its last bits
+
     def trace(self, x: Tensor) -> ProgramTrace:
         """Return attention, singular values and gate for x [..., in], detached."""
         with torch.no_grad():

@@ -253,6 +253,12 @@ class NTMCore(Core):
         )
         return output, self._outer(steps[-1].state), trace
 
+    def forward_explained(
+        self, features: Tensor, state: State, episode_start: Tensor
+    ) -> tuple[Tensor, State, NTMTrace]:
+        trace = self.forward_with_trace(features, state, episode_start)[2]
+        return *self(features, state, episode_start), trace  # by hand, they differ in their last bits
+
     def _unroll(
         self, features: Tensor, state: State, episode_start: Tensor, access: "AccessBy"
     ) -> tuple[Tensor, State]:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 
 from neurocoder.agents.hogwild import SharedModel
+from neurocoder.agents.processes import processors
 from neurocoder.agents.supervisor import train
 from neurocoder.agents.worker import Record
 from neurocoder.policies import Policy
@@ -367,7 +368,7 @@ def protocol(seconds: float, repeats: int) -> dict[str, Any]:
         "seconds": seconds,
         "repeats": repeats,
         "seed": SEED,
-        "processors": peers.processors(),
+        "processors": processors(),
         "load": layer.load(),
         "unit": "agent steps per second, 4 frames each, all processes together",
         "spread": "median over rounds; low and high are the slowest and the fastest round",

@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -266,17 +265,6 @@ def _replay(events: Iterator[tuple[int, int]]) -> int:
 def _quartiles(field: str, samples: list[float]) -> dict[str, float]:
     low, median, high = np.percentile(samples, (25, 50, 75))
     return {field: float(median), f"{field}_low": float(low), f"{field}_high": float(high)}
-
-
-@contextmanager
-def num_threads(threads: int) -> Iterator[None]:
-    """Let torch use `threads` threads meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def load() -> float | None:

@@ -24,7 +24,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from neurocoder.agents.processes import child_context, exit_with_parent
+from neurocoder.agents.processes import child_context, exit_with_parent, processors
 from neurocoder.envs import AtariEnvs, EpisodeRecorder
 from neurocoder.errors import NeurocoderError
 from neurocoder.policies import Policy, PolicyConfig
@@ -48,11 +48,6 @@ class BenchError(NeurocoderError):
     """Raised when a process that was to be measured failed or died."""
 
     exit_code = 1
-
-
-def processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Work(Protocol):

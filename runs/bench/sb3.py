@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, NamedTuple
 
+from neurocoder.agents.processes import processors
 from neurocoder.runs.bench import layer, peers
 
 GAMES = 8
@@ -110,7 +111,7 @@ def protocol(seconds: float, repeats: int, threads: int) -> dict[str, Any]:
         "threads": threads,
         "seconds": seconds,
         "repeats": repeats,
-        "processors": peers.processors(),
+        "processors": processors(),
         "load": layer.load(),
         "unit": "agent steps per second, 4 frames each; whole cycles of playing and learning",
         "warm-up": f"{WARM_UP} cycle",

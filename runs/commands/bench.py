@@ -83,6 +83,7 @@ def layer(
     """
     # Before the profiler starts: it would write a line to standard error whenever it starts or stops.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from neurocoder.agents.processes import torch_threads
     from neurocoder.errors import lookup, require
     from neurocoder.runs.bench import layer as measuring
 
@@ -102,7 +103,7 @@ def layer(
     out = console()
     protocol, rows = measuring.protocol(threads, repeats), []
     warn_of_load(protocol["load"], threads, available)
-    with measuring.num_threads(threads):
+    with torch_threads(threads):
         for shape in chosen_shapes:
             rows += (group := measuring.measure(shape, chosen_heads, repeats, compiled=compile_))
             out.print(_table(str(shape), group))

@@ -51,10 +51,10 @@ def a3c(
     json_
         Write the rows into this file.
     """
+    from neurocoder.agents.processes import processors
     from neurocoder.errors import lookup, require
     from neurocoder.policies import HEADS
     from neurocoder.runs.bench import a3c as measuring
-    from neurocoder.runs.bench.peers import processors
     from neurocoder.runs.config import PRECISIONS
 
     available = max(2, processors())

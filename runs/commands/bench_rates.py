@@ -107,8 +107,8 @@ def replay(*, threads: int = 1, seconds: float = 3.0, repeats: int = 5, json_: J
 
 
 def _check(threads: int, seconds: float, repeats: int, json_: Path | None) -> None:
+    from neurocoder.agents.processes import processors
     from neurocoder.errors import require
-    from neurocoder.runs.bench.peers import processors
 
     available = max(2, processors())
     require(1 <= threads <= available, "--threads", threads, f"in [1, {available}], what this machine has")
@@ -128,8 +128,8 @@ def _report(
     protocol: dict[str, Any],
 ) -> int:
     """Measure `works`, print a table, and write it into `json_`."""
+    from neurocoder.agents.processes import processors, torch_threads
     from neurocoder.runs.bench import layer
-    from neurocoder.runs.bench.peers import processors
     from neurocoder.runs.bench.rounds import measure, summarize
 
     protocol = {
@@ -142,7 +142,7 @@ def _report(
     }
     warn_of_load(protocol["load"], threads, max(2, processors()))
     rates: dict[str, list[float]] = {name: [] for name in works}
-    with layer.num_threads(threads):
+    with torch_threads(threads):
         for name, rate in measure(works, repeats, seconds):
             rates[name].append(rate)
     rows = summarize(works, rates)

@@ -40,10 +40,10 @@ def sb3(
     json_
         Write the rows into this file.
     """
+    from neurocoder.agents.processes import processors
     from neurocoder.errors import lookup, require
     from neurocoder.policies import HEADS
     from neurocoder.runs.bench import sb3 as measuring
-    from neurocoder.runs.bench.peers import processors
 
     available = max(2, processors())
     for name in (chosen_heads := split_names(heads, HEADS)):

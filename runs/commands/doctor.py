@@ -59,10 +59,11 @@ def _packages() -> Iterator[Finding]:
 def _processor() -> Iterator[Finding]:
     import torch
 
+    from neurocoder.agents.processes import processors
     from neurocoder.runs.preparation import resolve_precision
 
     seen = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else seen
+    usable = processors()
     quota = _cgroup_cpus()
     text = f"{usable} of {seen} processors usable"
     yield Finding("ok", text + (f", cgroup quota {quota:g}" if quota else ""))

@@ -132,6 +132,7 @@ def _changed(config: "TrainConfig", changes: dict[str, Any]) -> "TrainConfig":
 
 
 def _evaluate_run(run: str, checkpoint: str, logs: Path, task: int | None, options: _Options) -> int:
+    from neurocoder.agents.processes import processors
     from neurocoder.errors import ConfigError
     from neurocoder.runs.checkpoint import find_checkpoint
     from neurocoder.runs.config import EvaluationConfig
@@ -151,7 +152,7 @@ def _evaluate_run(run: str, checkpoint: str, logs: Path, task: int | None, optio
         raise ConfigError(f"{found.path}: all tasks were tested while it learned: see matrix.csv there")
     if config.agent == "supervised":
         return _evaluate_predictor(found, config, path, options)
-    make_envs = environment_factory(config, trust=options.trust, evaluation=True)
+    make_envs = environment_factory(config, trust=options.trust, evaluation=True, num_threads=processors())
     started = time.monotonic()
     score = score_checkpoint(
         path, config, evaluation, make_envs, seed=options.seed, source="eval", device=options.device
@@ -199,6 +200,7 @@ def _evaluate_predictor(run: "Run", config: "TrainConfig", path: Path, options: 
 
 
 def _evaluate_sb3(path: Path, env: str | None, preset: str | None, options: _Options) -> int:
+    from neurocoder.agents.processes import processors
     from neurocoder.agents.sb3_player import SB3Player
     from neurocoder.envs import make_vec
     from neurocoder.runs.config import EvaluationConfig
@@ -212,7 +214,8 @@ def _evaluate_sb3(path: Path, env: str | None, preset: str | None, options: _Opt
         deterministic=options.deterministic,
         stuck_after=defaults.stuck_after if options.stuck_after is None else options.stuck_after,
     )
-    envs = make_vec(model.env, min(options.episodes, MAX_GAMES), protocol=model.protocol)
+    n_games = min(options.episodes, MAX_GAMES)
+    envs = make_vec(model.env, n_games, protocol=model.protocol, num_threads=processors())
     try:
         model.check(envs)
         player = SB3Player(model.policy, deterministic=options.deterministic, seed=options.seed)

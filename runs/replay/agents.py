@@ -114,7 +114,7 @@ def open_run(
     policy.to(device)
     return replace(
         agent,
-        make_player=lambda seed: Player(policy, deterministic=deterministic, seed=seed),
+        make_player=lambda seed: Player(policy, deterministic=deterministic, seed=seed, explain=True),
         deterministic=deterministic,
         masked=closed,
     )

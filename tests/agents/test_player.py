@@ -100,6 +100,21 @@ def test_equal_seeds_play_equal_games_and_deterministic_takes_the_mode():
     assert (step.decision.action == step.decision.logits.argmax(-1)).all()
 
 
+def test_explaining_a_decision_does_not_change_it():
+    envs = make_vec("CartPole-v1", 4)
+    policy = Policy(envs.single_observation_space, envs.single_action_space, PolicyConfig(core_size=8))
+
+    def steps(explain):
+        stream = Player(policy, seed=3, explain=explain).play(envs, [1, 2, 3, 4])
+        return [next(stream) for _ in range(40)]
+
+    for plain, explained in zip(steps(False), steps(True), strict=True):
+        said, more = plain.decision, explained.decision
+        assert torch.equal(said.logits, more.logits) and torch.equal(said.action, more.action)
+        assert said.value is None and not said.traces
+        assert more.value.shape == (4,) and more.traces.keys() == {"actor", "critic"}
+
+
 @pytest.mark.parametrize(
     ("game", "stuck_after", "expected"),
     [

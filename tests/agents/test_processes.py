@@ -5,8 +5,9 @@ import signal
 from typing import Any
 
 import pytest
+import torch
 
-from neurocoder.agents.processes import child_context
+from neurocoder.agents.processes import child_context, spare_threads, torch_threads
 
 
 def told(variables: dict[str, str]) -> bool:
@@ -28,6 +29,23 @@ def test_environment_variables_are_those_of_the_start(monkeypatch, round):
             process.start()
             process.join(120)
             assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "processors", "workers", "expected"),
+    [(2, 2, 2, 1), (2, 2, 1, 1), (8, 8, 3, 5), (2, 8, 3, 2), (1, 8, 3, 1), (4, 2, 16, 1)],
+)
+def test_torch_has_the_processors_that_workers_leave(monkeypatch, before, processors, workers, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(processors)), raising=False)
+    found = torch.get_num_threads()
+    torch.set_num_threads(before)
+    try:
+        with pytest.raises(RuntimeError, match="within"), torch_threads(spare_threads(workers)):
+            assert torch.get_num_threads() == expected
+            raise RuntimeError("within")
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(found)
 
 
 class CtrlC:

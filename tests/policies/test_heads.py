@@ -59,6 +59,19 @@ def test_any_leading_dimensions(case, leading):
 
 
 @EVERY
+def test_an_explained_output_is_the_output_to_the_bit_and_its_trace_the_trace(case):
+    head = made(case).float()
+    x = torch.randn(2, 9, 5)
+    y, trace = head.forward_explained(x)
+    torch.testing.assert_close(y, head(x), rtol=0, atol=0)
+    expected = head.forward_with_trace(x)[1]
+    if expected is None:
+        assert trace is None
+    else:
+        torch.testing.assert_close(tuple(trace), tuple(expected), rtol=0, atol=0)
+
+
+@EVERY
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_spoilt_row_spoils_no_other(case, poison):
     head = made(case)

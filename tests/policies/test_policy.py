@@ -135,14 +135,28 @@ def test_a_sequence_equals_its_steps_and_episode_starts_forget(core):
     torch.testing.assert_close(whole.logits[2:, 1:2], fresh.logits)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_acting_is_forward_without_the_critic(head):
-    policy = Policy(VECTOR, SIX, PolicyConfig(core="lstm", head=head)).eval()
-    x, start = torch.randn(3, 6), torch.zeros(3, dtype=torch.bool)
-    output, state, _ = policy(x, policy.initial_state(3), start)
-    logits, acted = policy.act(x, policy.initial_state(3), start)
-    torch.testing.assert_close(logits, output.logits)  # up to the rounding of another order of sums
+@pytest.mark.parametrize(
+    ("head", "core"), [*((head, "lstm") for head in HEADS), *(("neurocoder", core) for core in CORES)]
+)
+def test_acting_and_the_value_alone_are_parts_of_forward_to_the_bit(head, core):
+    policy = Policy(VECTOR, SIX, PolicyConfig(core=core, core_size=16, head=head)).eval()
+    x, start = torch.randn(3, 6), torch.tensor([False, True, False])
+    before = policy.initial_state(3)
+    if core in ("lstm", "gru"):
+        before = tuple(torch.randn_like(part) for part in before)
+    output, state, _ = policy(x, before, start)
+    logits, acted = policy.act(x, before, start)
+    torch.testing.assert_close(logits, output.logits, rtol=0, atol=0)
     torch.testing.assert_close(acted, state, rtol=0, atol=0)
+    value = policy.value(x, before, start)
+    assert value.shape == (3,) and value.abs().min() > 0
+    torch.testing.assert_close(value, output.value, rtol=0, atol=0)
+
+
+def test_a_predictor_has_the_value_0():
+    policy = Policy(VECTOR, SIX, PolicyConfig(core="none", critic=False))
+    start = torch.zeros(4, 3, dtype=torch.bool)
+    assert policy.value(torch.randn(4, 3, 6), (), start).tolist() == [[0.0] * 3] * 4
 
 
 def test_state_goes_in_and_comes_out_and_nothing_stays():
@@ -262,9 +276,10 @@ def test_under_autocast_everything_learners_ask_for_is_there(head, core):
         output, _, _ = policy(observation, policy.initial_state(2), start)
         learned, features, auxiliary = policy.evaluate(observation, policy.initial_state(2), start)
         logits, _ = policy.act(observation[0], policy.initial_state(2), start[0])
+        value = policy.value(observation, policy.initial_state(2), start)
         numbers = policy.diagnostics(features[-1])
     (learned.logits.square().mean() + learned.value.square().mean() + auxiliary).backward()
-    kept = (output.logits, output.value, learned.logits, learned.value, logits, features, auxiliary)
+    kept = (output.logits, output.value, learned.logits, learned.value, logits, value, features, auxiliary)
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in kept)
     assert all(np.isfinite(value) for value in numbers.values())
     assert numbers == policy.diagnostics(features[-1])

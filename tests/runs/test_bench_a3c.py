@@ -19,6 +19,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
+from neurocoder.agents.processes import processors
 from neurocoder.envs import get_protocol, make_vec
 from neurocoder.policies import Policy, PolicyConfig
 from neurocoder.runs.bench import a3c, peers
@@ -124,7 +125,7 @@ def test_everything_is_measured_by_default_and_the_tables_fit_100_columns(
         *["stable-baselines3"] * 2,
     ]
     assert [row["vec_env"] for row in content["rows"][-2:]] == ["DummyVecEnv", "SubprocVecEnv"]
-    assert all(row["games"] == 16 and row["threads"] == peers.processors() for row in content["rows"][-2:])
+    assert all(row["games"] == 16 and row["threads"] == processors() for row in content["rows"][-2:])
     assert all(row["repeats"] == 3 for row in content["rows"])
     assert all(row[RATES[1]] < row[RATES[0]] < row[RATES[2]] for row in content["rows"])
     assert len(content["ratios"]) == 6 and content["ratios"][2]["scaling"] is not None

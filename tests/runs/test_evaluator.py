@@ -277,6 +277,41 @@ def test_one_checkpoint_waits_and_a_newer_one_takes_its_place(logs: Path) -> Non
         assert ended(process) and not evaluator.pending
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux only")
+def test_workers_in_step_leave_it_idle_time_only_until_that_is_not_enough(logs: Path) -> None:
+    run, policy = make_run(logs, **{"a3c.sync": True})
+    paths = [save(run, policy, step) for step in (100, 200, 300, 400)]
+    with evaluator_of(run) as evaluator:
+        evaluator.submit(paths[0])
+        modest = process_of(evaluator)
+        wait_until(lambda: os.sched_getscheduler(modest) == os.SCHED_IDLE)
+        os.kill(modest, signal.SIGSTOP)  # no time at all
+        evaluator.submit(paths[1])
+        assert process_of(evaluator) == modest and evaluator.skipped == 0
+        evaluator.submit(paths[2])
+        assert ended(modest) and evaluator.pending == {300} and evaluator.skipped == 2
+        assert evaluator.poll().notes == [
+            "there is not enough idle time for evaluations: checkpoints 100 and 200 are not evaluated (2 skipped so "
+            "far); from now on they take time from the workers"
+        ]
+        evaluator.submit(paths[3])
+        following = process_of(evaluator)
+        scores = news(evaluator, 2).scores
+        assert [score["checkpoint"] for score in scores] == [300, 400]
+        assert os.sched_getscheduler(following) == os.SCHED_OTHER
+        assert os.getpriority(os.PRIO_PROCESS, following) == os.getpriority(os.PRIO_PROCESS, 0) + 10
+
+
+def test_workers_on_their_own_share_the_processors_with_it(logs: Path) -> None:
+    run, policy = make_run(logs)
+    with evaluator_of(run) as evaluator:
+        evaluator.submit(save(run, policy, 100))
+        assert news(evaluator).scores
+        process = process_of(evaluator)
+        assert os.sched_getscheduler(process) == os.SCHED_OTHER
+        assert os.getpriority(os.PRIO_PROCESS, process) == os.getpriority(os.PRIO_PROCESS, 0) + 10
+
+
 PARENT = """
 import sys, time
 from pathlib import Path
