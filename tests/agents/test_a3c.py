@@ -207,16 +207,16 @@ def test_rollouts_follow_the_clock():
     assert [e.length for e in second.episodes] == [LENGTH, LENGTH]
 
 
-def played_and_drawn(extra_sticky, count, env_id="Clock-v0"):
-    """Return what two games were told and what they would have been, [T, 2, …] each, with the episodes' starts [T, 2]."""
+def played_and_drawn(extra_sticky, count, env_id="Clock-v0", games=2):
+    """Return what games were told and what they would have been, [T, B, …] each, with the episodes' starts [T, B]."""
     told = []
-    envs = make_vec(env_id, 2)
+    envs = make_vec(env_id, games)
     step_async = envs.step_async
     envs.step_async = lambda action: (told.append(np.array(action)), step_async(action))
     policy = Policy(envs.single_observation_space, envs.single_action_space, PolicyConfig(head="linear"))
     actor = Actor(policy, envs, torch.Generator().manual_seed(0))
     actor.extra_sticky = extra_sticky
-    actor.reset([1, 2])
+    actor.reset(range(games))
     (rollout,) = play([actor], count)
     drawn = np.stack([to_env_action(envs.single_action_space, action) for action in rollout.action])
     return torch.from_numpy(np.stack(told)), torch.from_numpy(drawn), rollout.episode_start
@@ -226,23 +226,25 @@ def played_and_drawn(extra_sticky, count, env_id="Clock-v0"):
 def test_a_game_repeats_what_it_played_and_the_learner_keeps_what_was_drawn(env_id):
     told, drawn, _ = played_and_drawn(0.0, 60, env_id)
     assert torch.equal(told, drawn)
-    told, drawn, starts = played_and_drawn(1 - 1e-9, 60, env_id)
-    assert len(drawn.unique()) > 1
-    for game in range(2):
-        for t in range(60):
-            expected = drawn[t, game] if starts[t, game] else told[t - 1, game]
-            assert torch.equal(told[t, game], expected)
+    told, drawn, starts = played_and_drawn(0.5, 60, env_id)  # the first game never, the second always
+    assert torch.equal(told[:, 0], drawn[:, 0])
+    assert len(drawn[:, 1].unique()) > 1
+    for t in range(60):
+        expected = drawn[t, 1] if starts[t, 1] else told[t - 1, 1]
+        assert torch.equal(told[t, 1], expected)
 
 
 def test_each_game_repeats_as_often_as_it_was_asked_to():
-    told, drawn, starts = played_and_drawn(0.3, 4000)
+    told, drawn, starts = played_and_drawn(0.2, 4000, games=3)
     changed = drawn[1:] != told[:-1]  # where a repeated action shows
     repeated = (told[1:] == told[:-1]) & changed & ~starts[1:]
-    for game in range(2):
+    for game, expected in enumerate((0.0, 0.2, 0.4)):
         share = repeated[:, game].sum() / (changed & ~starts[1:])[:, game].sum()
-        assert share == pytest.approx(0.3, abs=0.05)
+        assert share == pytest.approx(expected, abs=0.05 if expected else 0)
     assert not (told != drawn)[starts].any()
-    assert not torch.equal(repeated[:, 0], repeated[:, 1])
+    told, drawn, starts = played_and_drawn(0.5, 4000, games=1)  # a single game has the mean
+    repeated = (told != drawn)[~starts]
+    assert repeated.float().mean() == pytest.approx(0.25, abs=0.03)  # half of what is repeated is drawn, too
 
 
 def test_a_worker_learns_with_the_entropy_s_coefficient_of_now():
@@ -358,7 +360,7 @@ def test_every_head_learns_with_its_loss_and_diagnostics(head):
         (dict(learning_rate=float("nan")), "a3c.learning_rate=nan"),
         (dict(lr_final=-1e-4), "a3c.lr_final=-0.0001 must be finite and >= 0"),
         (dict(lr_steps=-1), "a3c.lr_steps=-1 must be >= 0"),
-        (dict(extra_sticky=1.0), r"a3c.extra_sticky=1.0 must be in \[0, 1\)"),
+        (dict(extra_sticky=0.6), r"a3c.extra_sticky=0.6 must be in \[0, 0.5\]"),
         (dict(entropy_steps=-1), "a3c.entropy_steps=-1 must be >= 0"),
         (dict(entropy_final=-1.0), "a3c.entropy_final=-1.0 must be finite and >= 0"),
         (dict(extra_sticky_steps=-1), "a3c.extra_sticky_steps=-1 must be >= 0"),

@@ -233,8 +233,8 @@ def session(leader: int) -> list[int]:
     ("preset", "network", "games", "protocol"),
     [
         ("a3g", ("a3g", "lstm", 512), (4, 20), "neurocoder2020"),
-        ("a3c", ("a3c", "lstm", 256), (16, 20), "machado2018"),
-        ("nature", ("nature", "none", 256), (16, 20), "machado2018"),
+        ("a3c", ("a3c", "lstm", 256), (32, 20), "machado2018"),
+        ("nature", ("nature", "none", 256), (32, 20), "machado2018"),
     ],
 )
 def test_presets_are_what_the_trainer_is_told(
