@@ -54,7 +54,7 @@ def test_a_real_run_has_all_rows_and_goes_on_without_stable_baselines3(
     content = read(file)
     trainer, network, emulators = content["rows"]
     assert list(trainer) == ["preset", "head", *SETTINGS, *RATES, "repeats", "breakdown", "memory"]
-    assert [trainer[name] for name in ("preset", "head", *SETTINGS[:3])] == ["a3c", "neurocoder", 1, 16, 20]
+    assert [trainer[name] for name in ("preset", "head", *SETTINGS[:3])] == ["a3c", "neurocoder", 1, 32, 20]
     assert trainer["precision"] == network["precision"] in ("fp32", "bf16")
     assert [network[name] for name in ("preset", "peer", "of_preset", "of_head")] == [
         None,
