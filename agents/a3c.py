@@ -332,8 +332,9 @@ def loss_and_metrics(
     the acting pass is not computed again.
     """
     device = next(policy.parameters()).device
+    observation = rollout.observation.to(device)
     output, features, auxiliary = policy.evaluate(
-        rollout.observation.to(device),
+        observation,
         rollout.initial_state,
         rollout.episode_start.to(device),
         rollout.tape if config.keeps_acting_pass else None,
@@ -356,6 +357,8 @@ def loss_and_metrics(
         policy_part = policy_gradient_loss(log_prob_TB, advantage_TB)
     value_part = value_loss(value_TB, target_TB.to(device))
     entropy = distribution.entropy().mean()
+    unexplained = policy.unexplained(observation, features)
+    auxiliary = auxiliary + policy.config.reconstruction * unexplained
     loss = (
         policy_part + config.value_coefficient * value_part - config.entropy_coefficient * entropy + auxiliary
     )
@@ -368,6 +371,8 @@ def loss_and_metrics(
         "value": float(known_value_TB.mean()),
         "off_policy": float(known_log_ratio_TB.abs().mean()),
     }
+    if policy.reconstruction is not None:
+        metrics["unexplained"] = unexplained.item()
     if diagnostics:
         metrics |= policy.diagnostics(features[-1])  # one step: enough for a curve, a fraction of the cost
     if not math.isfinite(metrics["loss"]):

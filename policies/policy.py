@@ -1,5 +1,6 @@
 """The composed policy: encoder → core → actor and critic heads, with explicit state."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from neurocoder.policies.cores import CORES, State, core_options, make_core
 from neurocoder.policies.distributions import ActionDistribution, make_distribution, n_action_parameters
 from neurocoder.policies.encoders import ENCODERS, default_encoder, encoder_options, make_encoder
 from neurocoder.policies.heads import HEADS, Head, HeadsSideBySide, head_options, make_head, options_for
+from neurocoder.policies.reconstruction import Reconstruction
 from neurocoder.policies.tape import Tape
 
 # Multiplied into the heads' weights once, at initialisation, so that a fresh agent acts uniformly and
@@ -52,6 +54,9 @@ class PolicyConfig:
     critic: bool = True
     """Whether there is a value head. Without one the policy is a predictor: its only head starts at full scale, with
     the head's own defaults."""
+    reconstruction: float = 0.0
+    """Weight of an auxiliary loss: the share of the newest frame's variance that a linear decoder of what the heads see leaves
+    unexplained. Images only; 0: no decoder."""
     task_heads: int = 0
     """Heads of a predictor side by side, each with its share of the outputs. 0: one, or in scenario task of continual
     learning one for each task."""
@@ -65,6 +70,12 @@ class PolicyConfig:
             lookup(known, value, field_name)
         require(self.core_size >= 1, "policy.core_size", self.core_size, ">= 1")
         require(self.task_heads >= 0, "policy.task_heads", self.task_heads, ">= 0")
+        require(
+            math.isfinite(self.reconstruction) and self.reconstruction >= 0,
+            "policy.reconstruction",
+            self.reconstruction,
+            "finite and >= 0",
+        )
         alone = self.task_heads <= 1 or not self.critic
         require(
             alone, "policy.task_heads", self.task_heads, "0 or 1 with a critic: only predictors have several"
@@ -180,6 +191,14 @@ class Policy(nn.Module):
             self.log_std = torch.zeros(n_parameters)  # a predictor's stays as it is
             if config.critic:
                 self.log_std = nn.Parameter(self.log_std)
+        self.reconstruction: Reconstruction | None = None
+        if config.reconstruction:  # last, so that the weights above are drawn the same without it
+            if len(shape) != 3:
+                raise ConfigError(
+                    f"policy.reconstruction={config.reconstruction} needs image observations [channels, height, "
+                    f"width], got shape {shape}; set it to 0"
+                )
+            self.reconstruction = Reconstruction(self.core.out_features, *shape[1:])
 
     def _head(self, n_outputs: int, scales: dict[str, float]) -> Head:
         given = options_for(self.config.head, self.config.head_config)
@@ -265,6 +284,22 @@ class Policy(nn.Module):
         features = self.encoder(observation.flatten(0, len(leading) - 1)).unflatten(0, leading)
         features, state = self.core(features, state, episode_start)
         return _full(features), state
+
+    def unexplained(self, observation: Tensor, features: Tensor) -> Tensor:
+        """Return the share of the variance of `observation`'s newest frames that `features` leave unexplained: a scalar.
+
+        ``config.reconstruction`` times this is to be added to the loss. Zero for a policy without a decoder.
+
+        =========== ============ =========================
+        observation ..., C, H, W
+        features    ..., F       what the heads see of it
+        =========== ============ =========================
+        """
+        if self.reconstruction is None:
+            return features.new_zeros(())
+        with torch.autocast(features.device.type, enabled=False):
+            frames = self.encoder.newest(observation.flatten(0, -4)).float()
+            return self.reconstruction.loss(features.flatten(0, -2), frames)
 
     def _features_with_aux(
         self, observation: Tensor, state: State, episode_start: Tensor

@@ -52,8 +52,9 @@ VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE, PROCESSES, PLAYER = (
 )
 PROBES, IMPORTANCE, CONTINUAL = (f"agents/{name}.py" for name in ("probes", "importance", "continual"))
 SIDE_BY_SIDE = "policies/heads/side_by_side.py"
-CALIBRATION, PIXELS, IMAGE_ENCODER = (
-    f"policies/{name}.py" for name in ("calibration", "pixels", "image_encoder")
+CALIBRATION, PIXELS, IMAGE_ENCODER, RECONSTRUCTION, ENCODER_BASE = (
+    f"policies/{name}.py"
+    for name in ("calibration", "pixels", "image_encoder", "reconstruction", "encoder_base")
 )
 SB3_LAYERS, SB3_ACTOR_CRITIC = (f"policies/sb3/{name}.py" for name in ("layers", "actor_critic"))
 BLOCKS, NTM_CORE, EVALUATOR = "policies/blocks.py", "policies/ntm/core.py", "runs/evaluator.py"
@@ -291,6 +292,15 @@ MUTANTS = [
     Mutant(PIXELS, "image.masked_fill_(padding, 0) if", "image if", "pixels"),
     Mutant(PIXELS, "correction=0", "correction=1", "pixels"),
     Mutant(IMAGE_ENCODER, "if standardize and scaled", "if standardize", "pixels"),
+    Mutant(PIXELS, "newest = frames[:, -1]", "newest = frames[:, 0]", "reconstruction"),
+    Mutant(PIXELS, "self.factor[..., -1]", "self.factor[..., 0]", "reconstruction"),
+    Mutant(PIXELS, "image.masked_fill_(is_padding(frames[:, -1:])[:, 0], 0)", "image", "reconstruction"),
+    Mutant(ENCODER_BASE, "observation[:, -1:]", "observation[:, :1]", "reconstruction"),
+    Mutant(RECONSTRUCTION, "(wanted - wanted.mean(0))", "(wanted - wanted.mean())", "reconstruction"),
+    Mutant(RECONSTRUCTION, ".square().sum() / variation", ".square().mean() / variation", "reconstruction"),
+    Mutant(RECONSTRUCTION, "variation > 0", "variation > 1", "reconstruction"),
+    Mutant(RECONSTRUCTION, "FIRST_SCALE)", "1.0)", "reconstruction"),
+    Mutant(A3C, "policy.config.reconstruction * unexplained", "unexplained", "reconstruction"),
     Mutant(IMAGE_ENCODER, "else self.pixels(images, seen)", "else seen", "tape"),
     Mutant(IMAGE_ENCODER, "weight = weight * (1 / 255)", "pass", "blocks"),
     Mutant(
