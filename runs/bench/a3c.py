@@ -7,7 +7,8 @@ What is measured, as agent steps per second:
 * its peers (``neurocoder.runs.bench.peers``): the network alone, the emulators alone, Stable-Baselines3's A2C.
 
 All of them are measured in every round, in an order drawn anew, so that what the machine does meanwhile meets
-all alike; a row holds the median over the rounds. Where the trainer's time goes is what its workers report.
+all alike; a preset's heads one right after the other, since they differ by less than a machine does from one minute to
+the next. A row holds the median over the rounds. Where the trainer's time goes is what its workers report.
 """
 
 import multiprocessing
@@ -181,6 +182,8 @@ class Contender:
     measure: Callable[[float], Trial]
     """From seconds to a trial."""
     start_up: float = START_UP
+    group: str = ""
+    """Contenders of the same group are measured one right after the other; those without one stand alone."""
 
 
 def contenders(
@@ -227,6 +230,7 @@ def _trainer(preset: str, config: TrainConfig, policy: Policy) -> Contender:
         f"trainer {preset} {head}, workers: {config.a3c.workers}",
         {"preset": preset, "head": head, **_settings(config)},
         lambda seconds: train_for(config, policy, seconds),
+        group=f"trainer {preset}",
     )
 
 
@@ -277,17 +281,21 @@ def rounds(
     seconds: float,
     announce: Callable[[int, Contender], object] = lambda done, contender: None,
 ) -> Iterator[tuple[Contender, Trial]]:
-    """Measure everything once in each round, in an order drawn anew; yield what it was, and the trial.
+    """Measure everything once in each round, groups and their members in an order drawn anew; yield what it was, and the trial.
 
     `announce` is called before each trial, with the number of those done.
     """
     order = random.Random(SEED)
-    done = 0
+    together: dict[str, list[Contender]] = {}
+    for contender in compared:
+        together.setdefault(contender.group or contender.label, []).append(contender)
+    groups, done = list(together.values()), 0
     for _ in range(repeats):
-        for contender in order.sample(compared, len(compared)):
-            announce(done, contender)
-            yield contender, contender.measure(seconds)
-            done += 1
+        for group in order.sample(groups, len(groups)):
+            for contender in order.sample(group, len(group)):
+                announce(done, contender)
+                yield contender, contender.measure(seconds)
+                done += 1
 
 
 def make_row(row: Mapping[str, Any], trials: list[Trial]) -> dict[str, Any]:

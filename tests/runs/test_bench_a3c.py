@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -275,6 +276,25 @@ def test_everything_has_one_turn_in_every_round() -> None:
     assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
     assert len(set(turns)) > 1, "the order is drawn anew"
     assert a3c.estimate(compared, 5, 0.25) == 5 * 3 * 2.25
+
+
+def test_a_group_has_its_turns_one_right_after_the_other() -> None:
+    asked: list[float] = []
+    compared = [contender(label, asked) for label in "abcd"]
+    compared[0] = replace(compared[0], group="pair")
+    compared[3] = replace(compared[3], group="pair")
+    labels = [who.label for who, _ in a3c.rounds(compared, 8, 0.25)]
+    turns = ["".join(labels[start : start + 4]) for start in range(0, 32, 4)]
+    assert all(sorted(turn) == list("abcd") and ("ad" in turn or "da" in turn) for turn in turns)
+    assert any("ad" in turn for turn in turns) and any("da" in turn for turn in turns)
+    assert len({turn.replace("da", "ad") for turn in turns}) > 2, "the order of groups is drawn anew"
+
+
+def test_the_trainers_of_a_preset_are_a_group() -> None:
+    compared = a3c.contenders(["a3c", "nature"], ["linear", "neurocoder"], 2, "fp32", sb3=False)
+    groups = [who.group for who in compared]
+    assert groups[:5] == [*["trainer a3c"] * 2, *["trainer nature"] * 2, "trainer a3c"]
+    assert not any(groups[5:])
 
 
 # ------------------------------------------------------------------------------------------ arithmetic
