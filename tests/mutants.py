@@ -295,7 +295,7 @@ MUTANTS = [
     Mutant(PIXELS, "newest = frames[:, -1]", "newest = frames[:, 0]", "reconstruction"),
     Mutant(PIXELS, "self.factor[..., -1]", "self.factor[..., 0]", "reconstruction"),
     Mutant(PIXELS, "image.masked_fill_(is_padding(frames[:, -1:])[:, 0], 0)", "image", "reconstruction"),
-    Mutant(ENCODER_BASE, "observation[:, -1:]", "observation[:, :1]", "reconstruction"),
+    Mutant(ENCODER_BASE, "newest = observation[:, -1:]", "newest = observation[:, :1]", "reconstruction"),
     Mutant(RECONSTRUCTION, "(wanted - wanted.mean(0))", "(wanted - wanted.mean())", "reconstruction"),
     Mutant(RECONSTRUCTION, ".square().sum() / variation", ".square().mean() / variation", "reconstruction"),
     Mutant(RECONSTRUCTION, "variation > 0", "variation > 1", "reconstruction"),

@@ -86,7 +86,13 @@ def test_unexplained_variance_by_hand():
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("a3c", {}), ("a3c", {"standardize": True}), ("nature", {"standardize": True}), ("resnet18", {})],
+    [
+        ("a3c", {}),
+        ("a3c", {"standardize": True}),
+        ("nature", {"standardize": True}),
+        ("resnet18", {}),
+        ("mlp", {}),
+    ],
 )
 def test_the_newest_frame_is_what_the_first_layer_sees_last(name, options):
     encoder = make_encoder(name, (4, 84, 84), True, **options)
@@ -94,7 +100,8 @@ def test_the_newest_frame_is_what_the_first_layer_sees_last(name, options):
     encoder.fit(images)
     images[3, -1] = 0  # black: it counts as no picture where pixels are standardised
     for seen in (images, images / 255):
-        torch.testing.assert_close(encoder.newest(seen), encoder.scaled(seen)[:, -1])
+        expected = encoder.scaled(seen).reshape(seen.shape)[:, -1]
+        torch.testing.assert_close(encoder.newest(seen), expected)
 
 
 # ------------------------------------------------------------------------------------ in a policy
