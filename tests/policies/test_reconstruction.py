@@ -76,6 +76,7 @@ def test_unexplained_variance_by_hand():
     assert float(unexplained_variance(wanted, wanted)) == 0.0
     assert float(unexplained_variance(wanted.mean(0).expand(2, 2), wanted)) == 1.0
     assert float(unexplained_variance(wanted + 1, wanted)) == 2.0
+    assert float(unexplained_variance((wanted + 1) / 4, wanted / 4)) == 2.0  # whatever the unit
     assert (
         float(unexplained_variance(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))) == 25.0
     )  # nothing varies
