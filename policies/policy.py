@@ -269,7 +269,7 @@ class Policy(nn.Module):
         else:
             features, state = tape.record(self.encoder, self.core, observation, state, episode_start)
         with torch.autocast(features.device.type, enabled=False):
-            return self.actor(features), state
+            return (self.actor(features) if tape is None else tape.act(self.actor, features)), state
 
     def value(self, observation: Tensor, state: State, episode_start: Tensor) -> Tensor:
         """Return the critic's estimate [...] alone: forward without actor, next state and traces."""

@@ -3,7 +3,7 @@
 An actor that learns from what it just did has computed its network already, step by step, with the parameters it
 is about to differentiate. A tape keeps what the trunk (encoder and core) computed on the way; ``features`` gives
 that back as one tensor, whose gradient one batched pass by hand (``backward_from`` of encoder and core) carries
-into the parameters. The heads stay with autograd.
+into the parameters. The heads stay with autograd; while acting, one is asked that keeps what depends on its parameters only.
 
     tape = Tape(n_steps)
     for _ in range(n_steps):
@@ -22,6 +22,7 @@ A learner that takes several steps from one rollout cannot learn from a tape, bu
 thought when it acted, if only at its features: ``Tape(n_steps, differentiable=False)`` keeps nothing else.
 """
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -32,6 +33,7 @@ from torch.autograd.function import once_differentiable
 from neurocoder.errors import NeurocoderError, require
 from neurocoder.policies.cores import Core, Kept, State
 from neurocoder.policies.encoder_base import Encoder
+from neurocoder.policies.heads.base import Head
 
 
 class TapeError(NeurocoderError):
@@ -62,6 +64,8 @@ class Tape:
         self.differentiable = differentiable
         self._copy: tuple[Encoder, Core] | None = None
         """Of the trunk, in bfloat16."""
+        self._head: Callable[[Tensor], Tensor] | None = None
+        """The one that acts, prepared for this rollout's parameters."""
         self._length = 0
         self._kept: tuple[Tensor, ...] = ()
         self._n_encoder = 0
@@ -108,6 +112,12 @@ class Tape:
             output = output.float() if self.lowered else output
             self._keep(kept, core_kept if self.differentiable else (), output)
         return output, state
+
+    def act(self, head: Head, features: Tensor) -> Tensor:
+        """Return what `head` says of the features [B, F] that :meth:`record` has just returned; always the same head."""
+        if self._head is None or self._length == 1:
+            self._head = head.prepared()
+        return self._head(features)
 
     def _brought_up_to_date(self, encoder: Encoder, core: Core) -> tuple[Encoder, Core]:
         """Return the copy of the trunk, with the trunk's numbers of when the rollout began."""

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,6 +65,13 @@ class Head(nn.Module, ABC):
     def forward_explained(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return ``self(x)``, to the bit, and the trace that :meth:`forward_with_trace` gives for x."""
         return self.forward_with_trace(x)
+
+    def prepared(self) -> Callable[[Tensor], Tensor]:
+        """Return a function of x that gives ``self(x)``, up to rounding, without gradients, until a parameter changes.
+
+        What depends on parameters only is computed now: for acting, which asks the same head many times.
+        """
+        return self
 
     def forward_with_aux(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return y and the auxiliary loss of this batch: what a learner adds to the task's, once per step."""

@@ -1,7 +1,7 @@
 """NeurocoderLinear: a linear layer whose weight matrix is composed for each input from stored programs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from neurocoder.policies.heads.base import (
 )
 from neurocoder.policies.heads.composed import ComposedHead, ProgramTrace
 from neurocoder.policies.heads.controller import Controller
-from neurocoder.policies.heads.fused import Weights, fused_linear
+from neurocoder.policies.heads.fused import Prepared, Weights, fused_linear, prepare
 from neurocoder.policies.heads.fused_parts import MAX_SHARPNESS, can_run_by_hand
 from neurocoder.policies.heads.fused_steps import FEW_ROWS, fused_reads
 from neurocoder.policies.heads.resizing import append_rows, keep_rows, orthogonal_rows
@@ -287,12 +287,30 @@ class NeurocoderLinear(ComposedHead):
         y = self._fused_step(x_BI) if self.attention_steps == 1 else self._fused_steps(x_BI)
         return y.view((*x.shape[:-1], self.out_features))
 
-    def _fused_step(self, x_BI: Tensor) -> Tensor:
+    def prepared(self) -> Callable[[Tensor], Tensor]:
+        if self.attention_steps > 1 or not self._plain:
+            return self
+        with torch.no_grad():
+            ready = prepare(self._weights())
+
+        def act(x: Tensor) -> Tensor:
+            if not self._fusable(x):
+                return self(x)
+            with torch.no_grad():
+                return self._fused_step(self.flatten(x), ready).view((*x.shape[:-1], self.out_features))
+
+        return act
+
+    def _fused_step(self, x_BI: Tensor, prepared: Prepared | None = None) -> Tensor:
         """Return y [B, out] of a layer with one attention step."""
         assert self.fixed_sharpness is not None
+        return fused_linear(x_BI, self._weights(), self.attention_heads, self.fixed_sharpness, prepared)
+
+    def _weights(self) -> Weights:
+        """Return what :mod:`fused` needs of a layer with one attention step."""
         assert self.key_u is not None and self.key_v is not None and self.key_s is not None
         gate = self.residual_gate
-        weights = Weights(
+        return Weights(
             self.memory_u,
             self.memory_v,
             self.memory_s,
@@ -309,7 +327,6 @@ class NeurocoderLinear(ComposedHead):
             None if gate is None else gate.weight,
             None if gate is None else gate.bias,
         )
-        return fused_linear(x_BI, weights, self.attention_heads, self.fixed_sharpness)
 
     def _fused_steps(self, x_BI: Tensor) -> Tensor:
         """Return y [B, out] of a layer with several attention steps."""
@@ -329,8 +346,9 @@ class NeurocoderLinear(ComposedHead):
         )
         return self.put_out_by_hand(x_BI, slots_PB, smallest_sigma_B)
 
-    def _fusable(self, x: Tensor) -> bool:
-        """Whether :mod:`fused` or :mod:`fused_steps` computes this layer for this input."""
+    @property
+    def _plain(self) -> bool:
+        """Whether this is a layer that :mod:`fused` or :mod:`fused_steps` knows."""
         return (
             self.fused
             and not self.convex
@@ -339,6 +357,12 @@ class NeurocoderLinear(ComposedHead):
             and self.openness is None
             and self.shown is None
             and not self.frozen_slots
+        )
+
+    def _fusable(self, x: Tensor) -> bool:
+        """Whether :mod:`fused` or :mod:`fused_steps` computes this layer for this input."""
+        return (
+            self._plain
             and can_run_by_hand(x, self.memory_u)
             # several steps ask, step by step, whether slots tie: no question for another device, nor for few rows
             and (self.attention_steps == 1 or (x.device.type == "cpu" and x[..., 0].numel() >= FEW_ROWS))

@@ -195,7 +195,9 @@ def test_per_sample_gradients_work_and_agree_with_a_loop(make):
     ],
 )
 def test_what_it_does_not_compute_goes_through_the_equations(options, calls):
-    layer(**options)(torch.randn(20, 6, dtype=torch.float64))
+    made = layer(**options)
+    made(torch.randn(20, 6, dtype=torch.float64))
+    assert made.prepared() is made  # nothing can be computed before
     assert not calls
 
 
@@ -233,6 +235,38 @@ def test_shapes_can_be_asked_for_without_numbers(make):
     assert make().to("meta")(torch.empty(3, 6, dtype=torch.float64, device="meta")).shape == (3, 4)
 
 
+@pytest.mark.parametrize(
+    "rows, inner, columns", [(3, 5, 2), (3, 5, 15), (3, 5, 16), (40, 5, 1), (3, 1, 2), (3, 1, 20)]
+)
+def test_the_matrix_product_is_that_of_a_loop(rows, inner, columns):
+    left, right = (torch.randn(shape, dtype=torch.float64) for shape in ((rows, inner), (inner, columns)))
+    expected = [
+        [sum(left[i, k] * right[k, j] for k in range(inner)) for j in range(columns)] for i in range(rows)
+    ]
+    for one in (left, left.t().contiguous().t()):
+        torch.testing.assert_close(
+            fused_parts.matrix_product(one, right), torch.tensor(expected, dtype=torch.float64)
+        )
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("shape", [(6,), (7, 6), (2, 3, 6)])
+def test_a_prepared_layer_is_the_layer_until_a_parameter_changes(residual, shape, calls):
+    made = layer(residual=residual)
+    x = torch.randn(shape, dtype=torch.float64)
+    act = made.prepared()
+    y = act(x)
+    assert len(calls) == 1 and not y.requires_grad
+    before = made(x).detach()
+    torch.testing.assert_close(y, before, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        made.memory_u.mul_(2)
+    torch.testing.assert_close(act(x), y, rtol=0, atol=0)
+    assert not torch.allclose(made(x), before)
+    torch.testing.assert_close(made.prepared()(x), made(x).detach(), rtol=1e-10, atol=1e-12)
+    assert act(x[None][:0]).shape == (0, *shape[:-1], 4)  # nothing to read: by equations
+
+
 # --------------------------------------------------------------------------------------- several steps
 
 
@@ -267,7 +301,7 @@ def test_several_steps_keep_the_dtype_and_the_leading_dimensions_and_few_rows_go
     assert calls == [2] and y.dtype == torch.float32 and y.shape == (5, 4, 4)
     torch.testing.assert_close(y[4, 2], made(x[4, 2]), rtol=1e-4, atol=1e-4)
     made(torch.randn(fused_steps.FEW_ROWS - 1, 6))
-    assert calls == [2]
+    assert calls == [2] and made.prepared() is made
 
 
 def test_slots_that_tie_are_chosen_by_index():

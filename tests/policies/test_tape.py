@@ -199,6 +199,25 @@ def test_gradients_that_nothing_was_preset_for_share_no_memory():
     assert len(set(addresses)) == len(addresses)
 
 
+def test_the_head_that_acts_is_prepared_once_a_rollout(monkeypatch):
+    policy, tape, prepared = made("mlp", "none", "neurocoder"), Tape(3), []
+    original = policy.actor.prepared
+    monkeypatch.setattr(policy.actor, "prepared", lambda: prepared.append(len(tape)) or original())
+    start = torch.zeros(2, dtype=torch.bool)
+    for steps in (3, 2, 3):  # the second rollout is given up
+        tape.clear()
+        for _ in range(steps):
+            observation = observations(policy, 2)
+            with torch.no_grad():
+                logits, _ = policy.act(observation, (), start, tape)
+                expected, _ = policy.act(observation, (), start)
+            torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    assert prepared == [1, 1, 1]
+
+
 @pytest.mark.parametrize("encoder", ["a3c", "mlp"])
 def test_frozen_parameters_get_no_gradient_and_the_others_theirs(encoder):
     policy = made(encoder, "lstm")
