@@ -59,12 +59,13 @@ def matrix_product(left_MK: Tensor, right_KN: Tensor) -> Tensor:
     """Return left @ right, which BLAS takes several times as long for where right has few columns, or left has one.
 
     Fewer columns than a vector has lanes are better off as rows (measured: [640, 512] @ [512, 6] takes 384 us, its transpose
-    89), and what is no sum is no job for it (10 times slower).
+    89), and what is no sum is no job for it (10 times slower). The result is contiguous: it may be a parameter's gradient, and
+    optimisers that go through memory side by side expect it laid out as the parameter is.
     """
     if left_MK.shape[1] == 1:
         return left_MK * right_KN
     if right_KN.shape[1] < LANES:
-        return torch.mm(right_KN.t(), left_MK.t()).t()
+        return torch.mm(right_KN.t(), left_MK.t()).t().contiguous()
     return torch.mm(left_MK, right_KN)
 
 

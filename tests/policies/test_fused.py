@@ -249,6 +249,17 @@ def test_the_matrix_product_is_that_of_a_loop(rows, inner, columns):
         )
 
 
+@pytest.mark.parametrize("make", [layer, released])
+@pytest.mark.parametrize("batch", [1, 20])
+def test_gradients_are_laid_out_as_parameters_are(make, batch):
+    """Fused optimisers go through both side by side, and of ``autograd.grad`` nobody else sees to it."""
+    made = make()
+    read = [p for name, p in made.named_parameters() if name not in NOT_READ]
+    y = made(torch.randn(batch, 6, dtype=torch.float64))
+    for parameter, gradient in zip(read, torch.autograd.grad(y.sum(), read), strict=True):
+        assert gradient.stride() == parameter.stride()
+
+
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("shape", [(6,), (7, 6), (2, 3, 6)])
 def test_a_prepared_layer_is_the_layer_until_a_parameter_changes(residual, shape, calls):
