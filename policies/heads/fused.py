@@ -207,11 +207,8 @@ def _from_x(x_BI: Tensor, w: Weights, prepared: Prepared | None) -> _FromX:
     if prepared is not None:
         from_x_NB = torch.addmm(prepared.bias_N1, prepared.from_x_NI, x_BI.t())
         controller, scores, *rest = from_x_NB.split(prepared.sizes)
-        return (
-            _FromX(controller, scores, rest[0], rest[1].squeeze(0))
-            if rest
-            else _FromX(controller, scores, None, None)
-        )
+        residual, gate = rest or (None, None)
+        return _FromX(controller, scores, residual, None if gate is None else gate.squeeze(0))
     controller = torch.addmm(w.input_bias_C.unsqueeze(1), w.input_weight_CI, x_BI.t())
     scores = torch.mm(w.memory_u_PI, x_BI.t())
     if w.residual_IO is None:
