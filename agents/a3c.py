@@ -33,6 +33,7 @@ from neurocoder.agents.rollout import NonFiniteLossError, Rollout
 from neurocoder.agents.vtrace import vtrace
 from neurocoder.errors import require
 from neurocoder.policies import Policy
+from neurocoder.policies.distributions import ActionDistribution
 
 OPTIMIZERS = ("adam", "rmsprop")
 LR_SCHEDULES = ("constant", "linear", "exponential")
@@ -87,6 +88,10 @@ class A3CConfig:
     """Agent steps before which no game does: an agent that cannot aim yet learns from few points with it."""
     extra_sticky_steps: int = 0
     """Agent steps until then; 0: all of the run's."""
+    exploration_temperature: float = 1.0
+    """Highest temperature at which training games draw their actions: the first quarter of a worker's games at 1, the others
+    evenly up to this, and evaluations at 1. A policy that has given up an action somewhere tries it again in such games. What is
+    learned from a game is the policy at its temperature."""
     env_groups: int = 1
     """Groups that a worker's games are split into; 2 keep the emulators busy while the network works on the
     other group, where processors are to spare for them (see `neurocoder bench a3c`)."""
@@ -136,6 +141,10 @@ class A3CConfig:
         for name in ("lr_steps", "entropy_steps", "extra_sticky_start", "extra_sticky_steps"):
             require(getattr(self, name) >= 0, f"a3c.{name}", getattr(self, name), ">= 0")
         require(0 <= self.extra_sticky <= 0.5, "a3c.extra_sticky", self.extra_sticky, "in [0, 0.5]")
+        hottest = self.exploration_temperature
+        require(
+            math.isfinite(hottest) and hottest >= 1, "a3c.exploration_temperature", hottest, "finite and >= 1"
+        )
         require(
             not self.extra_sticky_steps or self.extra_sticky_start < self.extra_sticky_steps,
             "a3c.extra_sticky_start",
@@ -315,10 +324,16 @@ def assessed(policy: Policy, rollout: Rollout, config: A3CConfig) -> Rollout:
         rollout.episode_start.to(device),
         rollout.tape,
     )
-    log_prob_TB = policy.distribution(output.logits).log_prob(rollout.action.to(device))
+    log_prob_TB = _as_it_acted(policy, rollout, output.logits).log_prob(rollout.action.to(device))
     log_ratio_TB = log_prob_TB.float().cpu() - rollout.log_prob
     advantage_TB, target_TB = advantage_and_target(rollout, output.value.float().cpu(), log_ratio_TB, config)
     return replace(rollout, advantage=advantage_TB, target=target_TB)
+
+
+def _as_it_acted(policy: Policy, rollout: Rollout, logits: Tensor) -> ActionDistribution:
+    """Return the distribution over actions for `logits` at the temperatures of the rollout's games."""
+    temperature = rollout.temperature
+    return policy.distribution(logits, None if temperature is None else temperature.to(logits.device))
 
 
 def loss_and_metrics(
@@ -340,8 +355,8 @@ def loss_and_metrics(
         rollout.tape if config.keeps_acting_pass else None,
     )
     value_TB = output.value.float()
-    distribution = policy.distribution(output.logits)
-    log_prob_TB = distribution.log_prob(rollout.action.to(device))
+    acted = _as_it_acted(policy, rollout, output.logits)
+    log_prob_TB = acted.log_prob(rollout.action.to(device))
 
     known_value_TB = value_TB.detach().cpu()
     known_log_ratio_TB = log_prob_TB.detach().float().cpu() - rollout.log_prob
@@ -356,7 +371,8 @@ def loss_and_metrics(
     else:
         policy_part = policy_gradient_loss(log_prob_TB, advantage_TB)
     value_part = value_loss(value_TB, target_TB.to(device))
-    entropy = distribution.entropy().mean()
+    at_one = acted if rollout.temperature is None else policy.distribution(output.logits)
+    entropy = at_one.entropy().mean()
     unexplained = policy.unexplained(observation, features)
     auxiliary = auxiliary + policy.config.reconstruction * unexplained
     loss = (

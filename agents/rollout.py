@@ -39,7 +39,8 @@ class Rollout:
     observation             T, B, …  what the policy saw
     episode_start           T, B     bool: the first observation of a (training) episode
     action                  T, B, …  as the distribution drew it, also where the one before was repeated
-    log_prob                T, B     log π(action) when it was drawn
+    log_prob                T, B     log π(action) when it was drawn, at the game's temperature
+    temperature             T, B     of π; None: 1
     reward                  T, B     raw
     terminated, truncated   T, B     bool, never both
     truncation_value        T, B     V of the last observation where truncated, else 0
@@ -61,6 +62,7 @@ class Rollout:
     truncation_value: Tensor
     bootstrap_value: Tensor
     initial_state: State
+    temperature: Tensor | None = None
     advantage: Tensor | None = None
     target: Tensor | None = None
     tape: Tape | None = None
@@ -76,7 +78,7 @@ class Rollout:
     def games(self, index: Tensor) -> "Rollout":
         """Return the part of the rollout that games `index` played; without tape and episodes."""
         return Rollout(
-            **{name: getattr(self, name).index_select(1, index) for name in PER_STEP},
+            **{name: part.index_select(1, index) for name, part in self._parts(PER_STEP)},
             bootstrap_value=self.bootstrap_value[index],
             initial_state=tuple(part[index.to(part.device)] for part in self.initial_state),
         )
@@ -89,12 +91,17 @@ class Rollout:
         assert self.advantage is not None and self.target is not None and not self.initial_state
         return Rollout(
             **{
-                name: getattr(self, name).flatten(0, 1).index_select(0, index)[None]
-                for name in (*PER_STEP, "advantage", "target")
+                name: part.flatten(0, 1).index_select(0, index)[None]
+                for name, part in self._parts((*PER_STEP, "advantage", "target"))
             },
             bootstrap_value=torch.zeros(len(index)),
             initial_state=(),
         )
+
+    def _parts(self, names: tuple[str, ...]) -> list[tuple[str, Any]]:
+        """Return those of the tensors called `names` that are there."""
+        parts = [(name, getattr(self, name)) for name in names]
+        return [(name, part) for name, part in parts if part is not None]
 
     def next_value(self, value_TB: Tensor) -> Tensor:
         """Return V of the state that each step led to, [T, B], given V of the states themselves."""
@@ -103,7 +110,7 @@ class Rollout:
 
 
 PER_STEP = (
-    "observation", "episode_start", "action", "log_prob",
+    "observation", "episode_start", "action", "log_prob", "temperature",
     "reward", "terminated", "truncated", "truncation_value",
 )  # fmt: skip
 
@@ -132,6 +139,8 @@ class Actor:
     ``extra_sticky`` is the probability, in the mean over the games (:func:`shares`), with which one repeats the action of
     the step before, unless an episode begins. What was drawn counts as the action all the same: to the learner it is the
     environment that is less obedient.
+
+    ``temperature`` is the highest that actions are drawn at (:func:`temperatures`).
     """
 
     def __init__(
@@ -141,10 +150,12 @@ class Actor:
         generator: torch.Generator,
         *,
         tape: Tape | None = None,
+        temperature: float = 1.0,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.policy, self.envs, self.generator, self.tape = policy, envs, generator, tape
         self.extra_sticky = 0.0
+        self.temperature = temperature
         self._played: Tensor | None = None
         self._beat = beat
         self._device = next(policy.parameters()).device
@@ -203,7 +214,7 @@ class Actor:
         )
         if not logits.isfinite().all():
             raise NonFiniteLossError("the policy's outputs are not finite")
-        action = self.policy.distribution(logits).sample(self.generator).cpu()
+        action = self.policy.distribution(logits, self._temperatures()).sample(self.generator).cpu()
         self._pending = (self._start, action, logits)
         self._played = self._repeat_some(action)
         acted = perf_counter()
@@ -211,6 +222,12 @@ class Actor:
         self._acting += acted - began
         self._emulation += perf_counter() - acted
         self._beat()
+
+    def _temperatures(self) -> Tensor | None:
+        """Return the games' temperatures [B]; None if all are 1."""
+        if self.temperature == 1:
+            return None
+        return temperatures(self.temperature, self.envs.num_envs).to(self._device)
 
     def _repeat_some(self, action: Tensor) -> Tensor:
         """Return `action` [B, …], or what was played before where that is to be repeated."""
@@ -254,7 +271,11 @@ class Actor:
         bootstrap = self._value(self._seen, self._start)
         columns = [torch.stack(column) for column in zip(*self._steps, strict=True)]
         start, action, logits, reward, terminated, truncated, last_value = columns
-        log_prob = self.policy.distribution(logits).log_prob(action.to(self._device)).float().cpu()
+        temperature = self._temperatures()
+        if temperature is not None:
+            temperature = temperature.expand(len(action), -1)
+        distribution = self.policy.distribution(logits, temperature)
+        log_prob = distribution.log_prob(action.to(self._device)).float().cpu()
         rollout = Rollout(
             observation=self._observations,
             episode_start=start,
@@ -266,6 +287,7 @@ class Actor:
             truncation_value=last_value,
             bootstrap_value=bootstrap,
             initial_state=self._initial_state,
+            temperature=None if temperature is None else temperature.cpu(),
             tape=self.tape,
             episodes=self._episodes,
             emulation_seconds=self._emulation,
@@ -285,6 +307,13 @@ class Actor:
 def shares(mean: float, n_games: int) -> Tensor:
     """Return numbers with this `mean` for the games, [B]: evenly from 0 to twice the mean; the mean itself for a single game."""
     return torch.linspace(0, 2 * mean, n_games) if n_games > 1 else torch.tensor([mean])
+
+
+def temperatures(highest: float, n_games: int) -> Tensor:
+    """Return temperatures for the games, [B]: 1 for the first quarter, then evenly up to the `highest`, which a single game has."""
+    if n_games == 1:
+        return torch.tensor([highest])
+    return torch.linspace(-1 / 3, 1, n_games).clamp_min(0) * (highest - 1) + 1
 
 
 def play(actors: Sequence[Actor], n_steps: int) -> list[Rollout]:

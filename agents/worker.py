@@ -189,6 +189,7 @@ class Worker:
                 tape=Tape(config.n_steps, lowered=lowered, differentiable=config.keeps_acting_pass)
                 if keeps
                 else None,
+                temperature=config.exploration_temperature,
                 beat=self.beat,
             )
             for group in range(config.env_groups)

@@ -311,9 +311,9 @@ class Policy(nn.Module):
         of_core = self.core.aux_loss(features)
         return features, state, auxiliary if of_core is None else auxiliary + of_core
 
-    def distribution(self, logits: Tensor) -> ActionDistribution:
-        """Return the distribution over actions for head outputs `logits` [..., A]."""
-        return make_distribution(self.action_space, logits, self.log_std)
+    def distribution(self, logits: Tensor, temperature: Tensor | None = None) -> ActionDistribution:
+        """Return the distribution over actions for head outputs `logits` [..., A], at a `temperature` [...] other than 1."""
+        return make_distribution(self.action_space, logits, self.log_std, temperature)
 
     def aux_loss(self) -> Tensor:
         """Return the part of the heads' auxiliary losses that depends on parameters only."""

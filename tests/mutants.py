@@ -58,7 +58,7 @@ CALIBRATION, PIXELS, IMAGE_ENCODER, RECONSTRUCTION, ENCODER_BASE = (
 )
 SB3_LAYERS, SB3_ACTOR_CRITIC = (f"policies/sb3/{name}.py" for name in ("layers", "actor_critic"))
 BLOCKS, NTM_CORE, EVALUATOR = "policies/blocks.py", "policies/ntm/core.py", "runs/evaluator.py"
-SB3_ENVS = "envs/sb3.py"
+SB3_ENVS, DISTRIBUTIONS = "envs/sb3.py", "policies/distributions.py"
 RECORDER, FRAMES, EMULATION, PROGRAMS, EPISODE, PICKS, PAGE = (
     f"runs/replay/{name}.py"
     for name in ("recorder", "frames", "emulation", "programs", "episode", "picks", "page")
@@ -349,6 +349,36 @@ MUTANTS = [
         "agents/test_a3c.py",
     ),
     Mutant(ROLLOUT, "self._played = saved.played", "pass", EXACT),
+    Mutant(
+        ROLLOUT, "torch.linspace(-1 / 3, 1, n_games)", "torch.linspace(0, 1, n_games)", "agents/test_a3c.py"
+    ),
+    Mutant(
+        ROLLOUT,
+        "distribution(logits, self._temperatures()).sample",
+        "distribution(logits).sample",
+        "agents/test_a3c.py",
+    ),
+    Mutant(
+        ROLLOUT,
+        "distribution = self.policy.distribution(logits, temperature)",
+        "distribution = self.policy.distribution(logits)",
+        "agents/test_a3c.py",
+    ),
+    Mutant(
+        A3C,
+        "policy.distribution(logits, None if temperature is None else temperature.to(logits.device))",
+        "policy.distribution(logits)",
+        "agents/test_a3c.py",
+    ),
+    Mutant(
+        A3C,
+        "at_one = acted if rollout.temperature is None else",
+        "at_one = acted if True else",
+        "agents/test_a3c.py",
+    ),
+    Mutant(WORKER, "temperature=config.exploration_temperature,", "", "agents/test_a3c.py"),
+    Mutant(DISTRIBUTIONS, "log_std + wider.log() / 2", "log_std + wider.log()", "distributions"),
+    Mutant(DISTRIBUTIONS, "parameters / wider", "parameters * wider", "distributions"),
     Mutant(
         A3C,
         "config.entropy_coefficient + fallen",

@@ -207,6 +207,12 @@ def _announce(config: "TrainConfig", policy: Any, path: Path) -> None:
             f"{config.a3c.extra_sticky_steps or config.steps:,} agent steps; evaluations do not",
             flush=True,
         )
+    hottest = config.a3c.exploration_temperature
+    if config.agent == "a3c" and hottest > 1:
+        print(
+            f"training games draw their actions at temperatures from 1 to {hottest:g}; evaluations at 1",
+            flush=True,
+        )
 
 
 def _conclude(path: Path, outcome: Any) -> int:

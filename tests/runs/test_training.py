@@ -355,7 +355,13 @@ EXACT = {
         ),
         (
             "CartPole-v1",
-            {"policy.core": '"gru"', "a3c.env_groups": 2, "a3c.clip_range": 0.0, "a3c.vtrace": "true"},
+            {
+                "policy.core": '"gru"',
+                "a3c.env_groups": 2,
+                "a3c.clip_range": 0.0,
+                "a3c.vtrace": "true",
+                "a3c.exploration_temperature": 2.5,
+            },
         ),
         (
             "Pendulum-v1",
@@ -370,6 +376,8 @@ def test_n_steps_are_half_of_them_kill_9_and_the_other_half(tmp_path, env, optio
     assert whole.returncode == 0, whole.stderr
     told = f"training games repeat 50% more of their actions, falling to none at {2 * half:,} agent steps"
     assert (told in whole.stdout) == ("a3c.extra_sticky_steps" in options)
+    told = "training games draw their actions at temperatures from 1 to 2.5; evaluations at 1"
+    assert (told in whole.stdout) == ("a3c.exploration_temperature" in options)
     assert ("from 512 agent steps on training" in whole.stdout) == ("a3c.extra_sticky_start" in options)
     (expected,) = find_runs(tmp_path / "whole")
     killed = kill_at_checkpoint(train_command(tmp_path, env, **settings), tmp_path, half)
