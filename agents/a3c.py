@@ -92,6 +92,8 @@ class A3CConfig:
     """Highest temperature at which training games draw their actions: the first quarter of a worker's games at 1, the others
     evenly up to this, and evaluations at 1. A policy that has given up an action somewhere tries it again in such games. What is
     learned from a game is the policy at its temperature."""
+    exploration_start: int = 0
+    """Agent steps before which all games draw at 1: a policy that knows nothing yet needs no heat to try everything."""
     env_groups: int = 1
     """Groups that a worker's games are split into; 2 keep the emulators busy while the network works on the
     other group, where processors are to spare for them (see `neurocoder bench a3c`)."""
@@ -138,7 +140,13 @@ class A3CConfig:
         for name in ("learning_rate", "optimizer_eps"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"a3c.{name}", value, "finite and > 0")
-        for name in ("lr_steps", "entropy_steps", "extra_sticky_start", "extra_sticky_steps"):
+        for name in (
+            "lr_steps",
+            "entropy_steps",
+            "extra_sticky_start",
+            "extra_sticky_steps",
+            "exploration_start",
+        ):
             require(getattr(self, name) >= 0, f"a3c.{name}", getattr(self, name), ">= 0")
         require(0 <= self.extra_sticky <= 0.5, "a3c.extra_sticky", self.extra_sticky, "in [0, 0.5]")
         hottest = self.exploration_temperature
@@ -275,6 +283,11 @@ def extra_sticky(config: A3CConfig, agent_steps: int, total_steps: int) -> float
         return 0.0
     done = (agent_steps - start) / (end - start)
     return config.extra_sticky * (1 - done)
+
+
+def exploration_temperature(config: A3CConfig, agent_steps: int) -> float:
+    """Return the highest temperature of the rollout that begins at `agent_steps`."""
+    return config.exploration_temperature if agent_steps >= config.exploration_start else 1.0
 
 
 # -------------------------------------------------------------------------------------------- loss

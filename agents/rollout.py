@@ -140,7 +140,8 @@ class Actor:
     the step before, unless an episode begins. What was drawn counts as the action all the same: to the learner it is the
     environment that is less obedient.
 
-    ``temperature`` is the highest that actions are drawn at (:func:`temperatures`).
+    ``temperature`` is the highest that actions are drawn at (:func:`temperatures`). Both are the owner's to change between two
+    rollouts.
     """
 
     def __init__(
@@ -150,12 +151,11 @@ class Actor:
         generator: torch.Generator,
         *,
         tape: Tape | None = None,
-        temperature: float = 1.0,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.policy, self.envs, self.generator, self.tape = policy, envs, generator, tape
         self.extra_sticky = 0.0
-        self.temperature = temperature
+        self.temperature = 1.0
         self._played: Tensor | None = None
         self._beat = beat
         self._device = next(policy.parameters()).device

@@ -57,6 +57,9 @@ class PolicyConfig:
     reconstruction: float = 0.0
     """Weight of an auxiliary loss: the share of the newest frame's variance that a linear decoder of what the heads see leaves
     unexplained. Images only; 0: no decoder."""
+    reconstruct_movement: bool = False
+    """Whether the decoder, where there is one, paints the newest frame less the one before, too; the shares of both count half. Stacks
+    of frames only."""
     task_heads: int = 0
     """Heads of a predictor side by side, each with its share of the outputs. 0: one, or in scenario task of continual
     learning one for each task."""
@@ -198,7 +201,14 @@ class Policy(nn.Module):
                     f"policy.reconstruction={config.reconstruction} needs image observations [channels, height, "
                     f"width], got shape {shape}; set it to 0"
                 )
-            self.reconstruction = Reconstruction(self.core.out_features, *shape[1:])
+            if config.reconstruct_movement and shape[0] < 2:
+                raise ConfigError(
+                    "policy.reconstruct_movement=True needs stacks of two frames or more, got observations of "
+                    f"shape {shape}; set it to false"
+                )
+            self.reconstruction = Reconstruction(
+                self.core.out_features, *shape[1:], pictures=1 + config.reconstruct_movement
+            )
 
     def _head(self, n_outputs: int, scales: dict[str, float]) -> Head:
         given = options_for(self.config.head, self.config.head_config)
@@ -288,6 +298,8 @@ class Policy(nn.Module):
     def unexplained(self, observation: Tensor, features: Tensor) -> Tensor:
         """Return the share of the variance of `observation`'s newest frames that `features` leave unexplained: a scalar.
 
+        With ``config.reconstruct_movement``, the mean of this share and that of what changed since the frames before.
+
         ``config.reconstruction`` times this is to be added to the loss. Zero for a policy without a decoder.
 
         =========== ============ =========================
@@ -298,8 +310,12 @@ class Policy(nn.Module):
         if self.reconstruction is None:
             return features.new_zeros(())
         with torch.autocast(features.device.type, enabled=False):
-            frames = self.encoder.newest(observation.flatten(0, -4)).float()
-            return self.reconstruction.loss(features.flatten(0, -2), frames)
+            frames = observation.flatten(0, -4)
+            newest = self.encoder.newest(frames).float()
+            pictures = [newest]
+            if self.config.reconstruct_movement:
+                pictures.append(newest - self.encoder.newest(frames[:, :-1]).float())
+            return self.reconstruction.loss(features.flatten(0, -2), *pictures)
 
     def _features_with_aux(
         self, observation: Tensor, state: State, episode_start: Tensor

@@ -3,7 +3,8 @@
 Rewards say little about what is seen. After five million steps of Pong by rewards alone, the place of the agent's own paddle could be
 read from the ``a3c`` encoder's features no better than to 17 lines, a paddle's height. So a linear decoder paints the
 newest frame from the features, coarsely, and what it leaves unexplained is added to the loss: 4 lines after two million
-steps (root mean square, least squares on frames of other games; one agent each). That rewards alone are too little to see by is the
+steps (root mean square, least squares on frames of other games; one agent each). Where things go is painted as what changed since the
+frame before. That rewards alone are too little to see by is the
 point of Shelhamer et al. 2016, "Loss is its own Reward", arXiv 1612.07307; Yarats et al. 2021, arXiv 1910.01741, decode pixels as well.
 Acting does without it.
 """
@@ -37,18 +38,23 @@ def unexplained_variance(painted: Tensor, wanted: Tensor) -> Tensor:
 
 
 class Reconstruction(nn.Module):
-    """A linear decoder from features to coarse frames of `height` × `width` pixels."""
+    """A linear decoder from features to coarse `pictures` of `height` × `width` pixels."""
 
-    def __init__(self, in_features: int, height: int, width: int) -> None:
+    def __init__(self, in_features: int, height: int, width: int, pictures: int = 1) -> None:
         super().__init__()
-        self.decoder = nn.Linear(in_features, min(CELLS, height) * min(CELLS, width))
+        self.decoder = nn.Linear(in_features, pictures * min(CELLS, height) * min(CELLS, width))
         nn.init.orthogonal_(self.decoder.weight, FIRST_SCALE)
         nn.init.zeros_(self.decoder.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return what is painted from features [N, F]: [N, cells]."""
+        """Return what is painted from features [N, F]: [N, cells of all pictures]."""
         return self.decoder(features)
 
-    def loss(self, features: Tensor, frames: Tensor) -> Tensor:
-        """Return the share of the variance of `frames` [N, H, W] that painting them from `features` [N, F] leaves."""
-        return unexplained_variance(self(features), coarse(frames))
+    def loss(self, features: Tensor, *pictures: Tensor) -> Tensor:
+        """Return the share of the variance of `pictures` [N, H, W] that painting them from `features` [N, F] leaves: the mean of theirs."""
+        painted = self(features).chunk(len(pictures), dim=1)
+        shares = [
+            unexplained_variance(mine, coarse(picture))
+            for mine, picture in zip(painted, pictures, strict=True)
+        ]
+        return torch.stack(shares).mean()

@@ -315,6 +315,13 @@ MUTANTS = [
     Mutant(RECONSTRUCTION, "variation > 0", "variation > 1", "reconstruction"),
     Mutant(RECONSTRUCTION, "FIRST_SCALE)", "1.0)", "reconstruction"),
     Mutant(A3C, "policy.config.reconstruction * unexplained", "unexplained", "reconstruction"),
+    Mutant(RECONSTRUCTION, "torch.stack(shares).mean()", "shares[0]", "reconstruction"),
+    Mutant(
+        POLICY,
+        "newest - self.encoder.newest(frames[:, :-1])",
+        "newest + self.encoder.newest(frames[:, :-1])",
+        "reconstruction",
+    ),
     Mutant(IMAGE_ENCODER, "else self.pixels(images, seen)", "else seen", "tape"),
     Mutant(IMAGE_ENCODER, "weight = weight * (1 / 255)", "pass", "blocks"),
     Mutant(
@@ -376,7 +383,18 @@ MUTANTS = [
         "at_one = acted if True else",
         "agents/test_a3c.py",
     ),
-    Mutant(WORKER, "temperature=config.exploration_temperature,", "", "agents/test_a3c.py"),
+    Mutant(
+        WORKER,
+        "actor.temperature = exploration_temperature(config, self.board.agent_steps)",
+        "pass",
+        "agents/test_a3c.py",
+    ),
+    Mutant(
+        A3C,
+        "if agent_steps >= config.exploration_start",
+        "if agent_steps > config.exploration_start",
+        "agents/test_a3c.py",
+    ),
     Mutant(DISTRIBUTIONS, "log_std + wider.log() / 2", "log_std + wider.log()", "distributions"),
     Mutant(DISTRIBUTIONS, "parameters / wider", "parameters * wider", "distributions"),
     Mutant(

@@ -208,9 +208,11 @@ def _announce(config: "TrainConfig", policy: Any, path: Path) -> None:
             flush=True,
         )
     hottest = config.a3c.exploration_temperature
-    if config.agent == "a3c" and hottest > 1:
+    start = config.a3c.exploration_start
+    if config.agent == "a3c" and hottest > 1 and start < config.steps:
+        since = f"from {start:,} agent steps on " if start else ""
         print(
-            f"training games draw their actions at temperatures from 1 to {hottest:g}; evaluations at 1",
+            f"{since}training games draw their actions at temperatures from 1 to {hottest:g}; evaluations at 1",
             flush=True,
         )
 

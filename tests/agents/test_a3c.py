@@ -12,6 +12,7 @@ from neurocoder.agents.a3c import (
     A3CConfig,
     assessed,
     clipped_surrogate_loss,
+    exploration_temperature,
     extra_sticky,
     generalized_advantage,
     learning_rate,
@@ -183,6 +184,13 @@ def test_repeated_actions_grow_rarer_until_they_are_none():
     assert extra_sticky(A3CConfig(), 0, 100) == 0
 
 
+def test_temperatures_begin_at_their_start():
+    config = A3CConfig(exploration_temperature=3.0, exploration_start=20)
+    assert [exploration_temperature(config, n) for n in (0, 19, 20, 90)] == [1, 1, 3, 3]
+    assert exploration_temperature(A3CConfig(exploration_temperature=3.0), 0) == 3
+    assert exploration_temperature(A3CConfig(), 90) == 1
+
+
 def small_policy(core="none", head="linear"):
     space = gym.spaces.Box(0, 100, (1,), np.float32)
     return Policy(space, gym.spaces.Discrete(2), PolicyConfig(core=core, core_size=8, head=head))
@@ -256,7 +264,8 @@ def hot_rollout(highest, steps):
     with torch.no_grad():
         policy.actor.layer.weight.zero_()
         policy.actor.layer.bias.copy_(torch.tensor([3.0, 0.0]))
-    actor = Actor(policy, envs, torch.Generator().manual_seed(0), temperature=highest)
+    actor = Actor(policy, envs, torch.Generator().manual_seed(0))
+    actor.temperature = highest
     actor.reset(range(4))
     (rollout,) = play([actor], steps)
     return policy, rollout
@@ -306,9 +315,15 @@ def test_what_is_learned_from_a_game_is_the_policy_at_its_temperature():
     )  # it is computed anew
 
 
-def test_a_worker_s_games_have_the_temperature_of_its_configuration():
-    spec, model = cartpole(exploration_temperature=2.0, env_groups=2)
-    assert [actor.temperature for actor in Worker(0, 0, spec, model, Board(1))._actors] == [2.0, 2.0]
+def test_a_worker_tells_its_games_their_temperature_of_now():
+    spec, model = cartpole(
+        total_steps=32, n_steps=4, env_groups=2, exploration_temperature=2.5, exploration_start=12
+    )
+    worker = Worker(0, 0, spec, model, Board(1))
+    list(worker._start())
+    for expected in (1.0, 1.0, 2.5, 2.5):  # eight steps an update
+        list(worker._update())
+        assert [actor.temperature for actor in worker._actors] == [expected, expected]
 
 
 def test_a_worker_learns_with_the_entropy_s_coefficient_of_now():
@@ -432,6 +447,7 @@ def test_every_head_learns_with_its_loss_and_diagnostics(head):
         (dict(entropy_steps=-1), "a3c.entropy_steps=-1 must be >= 0"),
         (dict(entropy_final=-1.0), "a3c.entropy_final=-1.0 must be finite and >= 0"),
         (dict(extra_sticky_steps=-1), "a3c.extra_sticky_steps=-1 must be >= 0"),
+        (dict(exploration_start=-1), "a3c.exploration_start=-1 must be >= 0"),
         (dict(extra_sticky_start=-1), "a3c.extra_sticky_start=-1 must be >= 0"),
         (
             dict(extra_sticky_start=8, extra_sticky_steps=8),

@@ -140,6 +140,32 @@ def test_the_loss_has_the_weighted_share_that_is_left_once(core):
     assert loss.item() == pytest.approx(rest + metrics["aux_loss"], rel=1e-5)
 
 
+def test_movement_is_what_changed_since_the_frame_before():
+    """By hand: both pictures from the observation, each with the decoder's rows of its own."""
+    policy = painter(reconstruction=0.5, reconstruct_movement=True)
+    assert len(policy.reconstruction.decoder.bias) == 2 * CELLS * CELLS
+    seen, features = grey(5, 4, 84, 84), torch.randn(5, 256)
+    painted = policy.reconstruction(features)
+    shares = []
+    for half, picture in enumerate((seen[:, 3] / 255, seen[:, 3] / 255 - seen[:, 2] / 255)):
+        mine = painted[:, half * CELLS * CELLS : (half + 1) * CELLS * CELLS]
+        shares.append(unexplained_variance(mine, coarse(picture)).item())
+    found = policy.unexplained(seen, features).item()
+    assert found == pytest.approx(sum(shares) / 2, rel=1e-5)
+    assert abs(shares[0] - shares[1]) > 1e-3  # so that a mean of one of them would be found out
+
+
+def test_movement_counts_in_steps_of_standardised_pixels():
+    policy = painter(reconstruction=0.5, reconstruct_movement=True, encoder_config={"standardize": True})
+    policy.encoder.fit(grey(20, 4, 84, 84))
+    with torch.no_grad():
+        policy.reconstruction.decoder.weight.zero_()
+    still = grey(6, 1, 84, 84).expand(6, 4, 84, 84)  # nothing moves: nothing of it is left to paint
+    assert policy.unexplained(still, torch.randn(6, 256)).item() == pytest.approx(
+        unexplained_variance(torch.zeros(()), coarse(policy.encoder.newest(still))).item() / 2, rel=1e-5
+    )
+
+
 def test_without_a_decoder_there_is_no_such_number():
     assert "unexplained" not in loss_and_metrics(painter(), played(grey(2, 2, 4, 84, 84)), A3CConfig())[1]
 
@@ -200,6 +226,12 @@ def test_painting_teaches_an_encoder_where_things_are():
 def test_a_weight_that_is_none_is_refused(weight):
     with pytest.raises(ConfigError, match=r"policy\.reconstruction"):
         PolicyConfig(reconstruction=weight)
+
+
+def test_movement_without_two_frames_is_refused():
+    config = PolicyConfig("a3c", "none", reconstruction=0.5, reconstruct_movement=True)
+    with pytest.raises(ConfigError, match="needs stacks of two frames or more"):
+        Policy(gym.spaces.Box(0, 255, (1, 84, 84), np.uint8), SIX, config)
 
 
 def test_observations_without_pictures_are_refused():
