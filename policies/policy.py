@@ -58,8 +58,8 @@ class PolicyConfig:
     """Weight of an auxiliary loss: the share of the newest frame's variance that a linear decoder of what the heads see leaves
     unexplained. Images only; 0: no decoder."""
     reconstruct_movement: bool = False
-    """Whether the decoder, where there is one, paints the newest frame less the one before, too; the shares of both count half. Stacks
-    of frames only."""
+    """Whether the decoder, where there is one, paints the newest frame less the one before, too; the shares of both count half. Single
+    frames have none before, and are painted alone."""
     task_heads: int = 0
     """Heads of a predictor side by side, each with its share of the outputs. 0: one, or in scenario task of continual
     learning one for each task."""
@@ -195,19 +195,16 @@ class Policy(nn.Module):
             if config.critic:
                 self.log_std = nn.Parameter(self.log_std)
         self.reconstruction: Reconstruction | None = None
+        self._paints_movement = False
         if config.reconstruction:  # last, so that the weights above are drawn the same without it
             if len(shape) != 3:
                 raise ConfigError(
                     f"policy.reconstruction={config.reconstruction} needs image observations [channels, height, "
                     f"width], got shape {shape}; set it to 0"
                 )
-            if config.reconstruct_movement and shape[0] < 2:
-                raise ConfigError(
-                    "policy.reconstruct_movement=True needs stacks of two frames or more, got observations of "
-                    f"shape {shape}; set it to false"
-                )
+            self._paints_movement = config.reconstruct_movement and shape[0] > 1
             self.reconstruction = Reconstruction(
-                self.core.out_features, *shape[1:], pictures=1 + config.reconstruct_movement
+                self.core.out_features, *shape[1:], pictures=1 + self._paints_movement
             )
 
     def _head(self, n_outputs: int, scales: dict[str, float]) -> Head:
@@ -298,7 +295,7 @@ class Policy(nn.Module):
     def unexplained(self, observation: Tensor, features: Tensor) -> Tensor:
         """Return the share of the variance of `observation`'s newest frames that `features` leave unexplained: a scalar.
 
-        With ``config.reconstruct_movement``, the mean of this share and that of what changed since the frames before.
+        With ``config.reconstruct_movement`` and stacks of frames, the mean of this share and that of what changed since the frames before.
 
         ``config.reconstruction`` times this is to be added to the loss. Zero for a policy without a decoder.
 
@@ -313,7 +310,7 @@ class Policy(nn.Module):
             frames = observation.flatten(0, -4)
             newest = self.encoder.newest(frames).float()
             pictures = [newest]
-            if self.config.reconstruct_movement:
+            if self._paints_movement:
                 pictures.append(newest - self.encoder.newest(frames[:, :-1]).float())
             return self.reconstruction.loss(features.flatten(0, -2), *pictures)
 

@@ -51,7 +51,7 @@ VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE, PROCESSES, PLAYER = (
     for name in ("vtrace", "a3c", "hogwild", "rollout", "worker", "supervisor", "processes", "player")
 )
 PROBES, IMPORTANCE, CONTINUAL = (f"agents/{name}.py" for name in ("probes", "importance", "continual"))
-SIDE_BY_SIDE = "policies/heads/side_by_side.py"
+SIDE_BY_SIDE, POLICY = "policies/heads/side_by_side.py", "policies/policy.py"
 CALIBRATION, PIXELS, IMAGE_ENCODER, RECONSTRUCTION, ENCODER_BASE = (
     f"policies/{name}.py"
     for name in ("calibration", "pixels", "image_encoder", "reconstruction", "encoder_base")

@@ -228,10 +228,14 @@ def test_a_weight_that_is_none_is_refused(weight):
         PolicyConfig(reconstruction=weight)
 
 
-def test_movement_without_two_frames_is_refused():
-    config = PolicyConfig("a3c", "none", reconstruction=0.5, reconstruct_movement=True)
-    with pytest.raises(ConfigError, match="needs stacks of two frames or more"):
-        Policy(gym.spaces.Box(0, 255, (1, 84, 84), np.uint8), SIX, config)
+def test_single_frames_are_painted_alone():
+    space = gym.spaces.Box(0, 255, (1, 84, 84), np.uint8)
+    torch.manual_seed(0)
+    config = PolicyConfig("a3c", "none", head="linear", reconstruction=0.5, reconstruct_movement=True)
+    policy = Policy(space, SIX, config)
+    seen, features = grey(5, 1, 84, 84), torch.randn(5, 256)
+    alone = unexplained_variance(policy.reconstruction(features), coarse(seen[:, 0] / 255))
+    assert policy.unexplained(seen, features).item() == pytest.approx(alone.item(), rel=1e-5)
 
 
 def test_observations_without_pictures_are_refused():
