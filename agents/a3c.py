@@ -82,8 +82,8 @@ class A3CConfig:
     """Rewards are cut to ± this for learning only; 0 keeps them as they are."""
     extra_sticky: float = 0.0
     """Probability with which a training game repeats the action of the step before in place of the one drawn: on top of
-    what the environment does, and never in evaluations. It is the mean over a worker's games, which go evenly from none to
-    twice as often: it begins at extra_sticky_start, and falls from there in a straight line to 0 at extra_sticky_steps."""
+    what the environment does, and never in evaluations. It begins at extra_sticky_start, and falls from there in a straight
+    line to 0 at extra_sticky_steps."""
     extra_sticky_start: int = 0
     """Agent steps before which no game does: an agent that cannot aim yet learns from few points with it."""
     extra_sticky_steps: int = 0

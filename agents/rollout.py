@@ -136,8 +136,7 @@ class Actor:
     turn keep both the processor of the network and those of the emulators busy. Between two rollouts the
     owner may change the policy in place. `beat` is called once a step: a sign of life.
 
-    ``extra_sticky`` is the probability, in the mean over the games (:func:`shares`), with which one repeats the action of
-    the step before, unless an episode begins. What was drawn counts as the action all the same: to the learner it is the
+    ``extra_sticky`` is the probability with which a game repeats the action of the step before, unless an episode begins. What was drawn counts as the action all the same: to the learner it is the
     environment that is less obedient.
 
     ``temperature`` is the highest that actions are drawn at (:func:`temperatures`). Both are the owner's to change between two
@@ -234,7 +233,7 @@ class Actor:
         if not self.extra_sticky or self._played is None:
             return action
         draw = torch.rand(len(action), generator=self.generator, device=self._device).cpu()
-        repeats = (draw < shares(self.extra_sticky, len(action))) & ~self._start
+        repeats = (draw < self.extra_sticky) & ~self._start
         return torch.where(repeats.view(-1, *[1] * (action.dim() - 1)), self._played, action)
 
     @torch.no_grad()
@@ -302,11 +301,6 @@ class Actor:
         """Return V of observations that follow the last action, [B]."""
         seen = torch.as_tensor(observation).to(self._device)
         return self.policy.value(seen, self._state, start.to(self._device)).float().cpu()
-
-
-def shares(mean: float, n_games: int) -> Tensor:
-    """Return numbers with this `mean` for the games, [B]: evenly from 0 to twice the mean; the mean itself for a single game."""
-    return torch.linspace(0, 2 * mean, n_games) if n_games > 1 else torch.tensor([mean])
 
 
 def temperatures(highest: float, n_games: int) -> Tensor:

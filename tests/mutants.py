@@ -337,15 +337,11 @@ MUTANTS = [
     Mutant(BLOCKS, "images.contiguous()", "images", "blocks"),
     Mutant(
         ROLLOUT,
-        "repeats = (draw < shares(self.extra_sticky, len(action))) & ~self._start",
-        "repeats = draw < shares(self.extra_sticky, len(action))",
+        "repeats = (draw < self.extra_sticky) & ~self._start",
+        "repeats = draw < self.extra_sticky",
         "agents/test_a3c.py",
     ),
-    Mutant(ROLLOUT, "(draw < shares(", "(draw > shares(", "agents/test_a3c.py"),
-    Mutant(
-        ROLLOUT, "torch.linspace(0, 2 * mean, n_games)", "torch.full((n_games,), mean)", "agents/test_a3c.py"
-    ),
-    Mutant(ROLLOUT, "if n_games > 1 else torch.tensor([mean])", "", "agents/test_a3c.py"),
+    Mutant(ROLLOUT, "(draw < self.extra_sticky)", "(draw > self.extra_sticky)", "agents/test_a3c.py"),
     Mutant(
         ROLLOUT, "self._played = self._repeat_some(action)", "self._played = action", "agents/test_a3c.py"
     ),
