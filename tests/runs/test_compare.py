@@ -21,7 +21,7 @@ from neurocoder.runs.cli import main
 from neurocoder.runs.compare import POINTS, aggregate, common_grid, improvements, summarise
 from neurocoder.runs.config import resolve
 from neurocoder.runs.curves import CompareError, Curve, Group, find, group, label, read
-from neurocoder.runs.figures import Panel, png, terminal_chart
+from neurocoder.runs.figures import Panel, curves, png, terminal_chart
 from neurocoder.runs.run import Run
 from neurocoder.runs.statistics import CONFIDENCE, estimate_iqm, iqm, probability_of_improvement
 
@@ -417,6 +417,18 @@ def test_the_picture_has_curves_bands_and_a_panel_for_each_game(tmp_path):
     three = Image.open(io.BytesIO(png([Panel(str(k), "y", summaries) for k in range(3)], "x")))
     assert three.size == (1200, 800)
     assert (np.asarray(three.convert("RGB"))[420:, 620:] == 255).all()  # no fourth panel
+
+
+@pytest.mark.parametrize(("step", "told"), [(20, "100"), (500_000, "1M"), (20_000_000, "100M")])
+def test_steps_below_a_picture_can_be_read(tmp_path, step, told):
+    make_run(tmp_path, range(10), at=[k * step for k in range(1, 11)])
+    figure = curves([Panel("Pong", "raw return", [summarise(groups_of(tmp_path))])], "agent steps")
+    figure.draw_without_rendering()
+    labels = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert told in [label.get_text() for label in labels]
+    boxes = sorted((box.x0, box.x1) for box in (label.get_window_extent() for label in labels))
+    assert len(boxes) > 3
+    assert all(left[1] + 3 < right[0] for left, right in itertools.pairwise(boxes))  # dots between them
 
 
 # ------------------------------------------------------------------------------------- end to end
