@@ -136,8 +136,8 @@ class Actor:
     turn keep both the processor of the network and those of the emulators busy. Between two rollouts the
     owner may change the policy in place. `beat` is called once a step: a sign of life.
 
-    ``extra_sticky`` is the probability with which a game repeats the action of the step before, unless an episode begins. What was drawn counts as the action all the same: to the learner it is the
-    environment that is less obedient.
+    ``extra_sticky`` is the probability with which a game repeats the action of the step before, unless an episode
+    begins. What was drawn counts as the action all the same: to the learner it is the environment that is less obedient.
 
     ``temperature`` is the highest that actions are drawn at (:func:`temperatures`). Both are the owner's to change between two
     rollouts.
