@@ -33,7 +33,6 @@ from neurocoder.agents.rollout import NonFiniteLossError, Rollout
 from neurocoder.agents.vtrace import vtrace
 from neurocoder.errors import require
 from neurocoder.policies import Policy
-from neurocoder.policies.distributions import ActionDistribution
 
 OPTIMIZERS = ("adam", "rmsprop")
 LR_SCHEDULES = ("constant", "linear", "exponential")
@@ -82,18 +81,9 @@ class A3CConfig:
     """Rewards are cut to ± this for learning only; 0 keeps them as they are."""
     extra_sticky: float = 0.0
     """Probability with which a training game repeats the action of the step before in place of the one drawn: on top of
-    what the environment does, and never in evaluations. It begins at extra_sticky_start, and falls from there in a straight
-    line to 0 at extra_sticky_steps."""
-    extra_sticky_start: int = 0
-    """Agent steps before which no game does: an agent that cannot aim yet learns from few points with it."""
+    what the environment does, and never in evaluations. It falls in a straight line to 0 at extra_sticky_steps."""
     extra_sticky_steps: int = 0
     """Agent steps until then; 0: all of the run's."""
-    exploration_temperature: float = 1.0
-    """Highest temperature at which training games draw their actions: the first quarter of a worker's games at 1, the others
-    evenly up to this, and evaluations at 1. A policy that has given up an action somewhere tries it again in such games. What is
-    learned from a game is the policy at its temperature."""
-    exploration_start: int = 0
-    """Agent steps before which all games draw at 1: a policy that knows nothing yet needs no heat to try everything."""
     env_groups: int = 1
     """Groups that a worker's games are split into; 2 keep the emulators busy while the network works on the
     other group, where processors are to spare for them (see `neurocoder bench a3c`)."""
@@ -140,25 +130,9 @@ class A3CConfig:
         for name in ("learning_rate", "optimizer_eps"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"a3c.{name}", value, "finite and > 0")
-        for name in (
-            "lr_steps",
-            "entropy_steps",
-            "extra_sticky_start",
-            "extra_sticky_steps",
-            "exploration_start",
-        ):
+        for name in ("lr_steps", "entropy_steps", "extra_sticky_steps"):
             require(getattr(self, name) >= 0, f"a3c.{name}", getattr(self, name), ">= 0")
         require(0 <= self.extra_sticky <= 0.5, "a3c.extra_sticky", self.extra_sticky, "in [0, 0.5]")
-        hottest = self.exploration_temperature
-        require(
-            math.isfinite(hottest) and hottest >= 1, "a3c.exploration_temperature", hottest, "finite and >= 1"
-        )
-        require(
-            not self.extra_sticky_steps or self.extra_sticky_start < self.extra_sticky_steps,
-            "a3c.extra_sticky_start",
-            self.extra_sticky_start,
-            f"below extra_sticky_steps={self.extra_sticky_steps}",
-        )
         for name in (
             "lr_final",
             "entropy_coefficient",
@@ -278,16 +252,8 @@ def with_entropy_of(config: A3CConfig, agent_steps: int) -> A3CConfig:
 
 def extra_sticky(config: A3CConfig, agent_steps: int, total_steps: int) -> float:
     """Return the probability of repeated actions for the rollout that begins at `agent_steps` of `total_steps`."""
-    start, end = config.extra_sticky_start, config.extra_sticky_steps or total_steps
-    if not start <= agent_steps < end:
-        return 0.0
-    done = (agent_steps - start) / (end - start)
+    done = min(1.0, agent_steps / (config.extra_sticky_steps or total_steps))
     return config.extra_sticky * (1 - done)
-
-
-def exploration_temperature(config: A3CConfig, agent_steps: int) -> float:
-    """Return the highest temperature of the rollout that begins at `agent_steps`."""
-    return config.exploration_temperature if agent_steps >= config.exploration_start else 1.0
 
 
 # -------------------------------------------------------------------------------------------- loss
@@ -337,16 +303,10 @@ def assessed(policy: Policy, rollout: Rollout, config: A3CConfig) -> Rollout:
         rollout.episode_start.to(device),
         rollout.tape,
     )
-    log_prob_TB = _as_it_acted(policy, rollout, output.logits).log_prob(rollout.action.to(device))
+    log_prob_TB = policy.distribution(output.logits).log_prob(rollout.action.to(device))
     log_ratio_TB = log_prob_TB.float().cpu() - rollout.log_prob
     advantage_TB, target_TB = advantage_and_target(rollout, output.value.float().cpu(), log_ratio_TB, config)
     return replace(rollout, advantage=advantage_TB, target=target_TB)
-
-
-def _as_it_acted(policy: Policy, rollout: Rollout, logits: Tensor) -> ActionDistribution:
-    """Return the distribution over actions for `logits` at the temperatures of the rollout's games."""
-    temperature = rollout.temperature
-    return policy.distribution(logits, None if temperature is None else temperature.to(logits.device))
 
 
 def loss_and_metrics(
@@ -368,8 +328,8 @@ def loss_and_metrics(
         rollout.tape if config.keeps_acting_pass else None,
     )
     value_TB = output.value.float()
-    acted = _as_it_acted(policy, rollout, output.logits)
-    log_prob_TB = acted.log_prob(rollout.action.to(device))
+    distribution = policy.distribution(output.logits)
+    log_prob_TB = distribution.log_prob(rollout.action.to(device))
 
     known_value_TB = value_TB.detach().cpu()
     known_log_ratio_TB = log_prob_TB.detach().float().cpu() - rollout.log_prob
@@ -384,10 +344,7 @@ def loss_and_metrics(
     else:
         policy_part = policy_gradient_loss(log_prob_TB, advantage_TB)
     value_part = value_loss(value_TB, target_TB.to(device))
-    at_one = acted if rollout.temperature is None else policy.distribution(output.logits)
-    entropy = at_one.entropy().mean()
-    unexplained = policy.unexplained(observation, features)
-    auxiliary = auxiliary + policy.config.reconstruction * unexplained
+    entropy = distribution.entropy().mean()
     loss = (
         policy_part + config.value_coefficient * value_part - config.entropy_coefficient * entropy + auxiliary
     )
@@ -400,8 +357,6 @@ def loss_and_metrics(
         "value": float(known_value_TB.mean()),
         "off_policy": float(known_log_ratio_TB.abs().mean()),
     }
-    if policy.reconstruction is not None:
-        metrics["unexplained"] = unexplained.item()
     if diagnostics:
         metrics |= policy.diagnostics(features[-1])  # one step: enough for a curve, a fraction of the cost
     if not math.isfinite(metrics["loss"]):

@@ -39,8 +39,7 @@ class Rollout:
     observation             T, B, …  what the policy saw
     episode_start           T, B     bool: the first observation of a (training) episode
     action                  T, B, …  as the distribution drew it, also where the one before was repeated
-    log_prob                T, B     log π(action) when it was drawn, at the game's temperature
-    temperature             T, B     of π; None: 1
+    log_prob                T, B     log π(action) when it was drawn
     reward                  T, B     raw
     terminated, truncated   T, B     bool, never both
     truncation_value        T, B     V of the last observation where truncated, else 0
@@ -62,7 +61,6 @@ class Rollout:
     truncation_value: Tensor
     bootstrap_value: Tensor
     initial_state: State
-    temperature: Tensor | None = None
     advantage: Tensor | None = None
     target: Tensor | None = None
     tape: Tape | None = None
@@ -78,7 +76,7 @@ class Rollout:
     def games(self, index: Tensor) -> "Rollout":
         """Return the part of the rollout that games `index` played; without tape and episodes."""
         return Rollout(
-            **{name: part.index_select(1, index) for name, part in self._parts(PER_STEP)},
+            **{name: getattr(self, name).index_select(1, index) for name in PER_STEP},
             bootstrap_value=self.bootstrap_value[index],
             initial_state=tuple(part[index.to(part.device)] for part in self.initial_state),
         )
@@ -91,17 +89,12 @@ class Rollout:
         assert self.advantage is not None and self.target is not None and not self.initial_state
         return Rollout(
             **{
-                name: part.flatten(0, 1).index_select(0, index)[None]
-                for name, part in self._parts((*PER_STEP, "advantage", "target"))
+                name: getattr(self, name).flatten(0, 1).index_select(0, index)[None]
+                for name in (*PER_STEP, "advantage", "target")
             },
             bootstrap_value=torch.zeros(len(index)),
             initial_state=(),
         )
-
-    def _parts(self, names: tuple[str, ...]) -> list[tuple[str, Any]]:
-        """Return those of the tensors called `names` that are there."""
-        parts = [(name, getattr(self, name)) for name in names]
-        return [(name, part) for name, part in parts if part is not None]
 
     def next_value(self, value_TB: Tensor) -> Tensor:
         """Return V of the state that each step led to, [T, B], given V of the states themselves."""
@@ -110,7 +103,7 @@ class Rollout:
 
 
 PER_STEP = (
-    "observation", "episode_start", "action", "log_prob", "temperature",
+    "observation", "episode_start", "action", "log_prob",
     "reward", "terminated", "truncated", "truncation_value",
 )  # fmt: skip
 
@@ -137,10 +130,8 @@ class Actor:
     owner may change the policy in place. `beat` is called once a step: a sign of life.
 
     ``extra_sticky`` is the probability with which a game repeats the action of the step before, unless an episode
-    begins. What was drawn counts as the action all the same: to the learner it is the environment that is less obedient.
-
-    ``temperature`` is the highest that actions are drawn at (:func:`temperatures`). Both are the owner's to change between two
-    rollouts.
+    begins. What was drawn counts as the action all the same: to the learner it is the environment that is less obedient. It is
+    the owner's to change between two rollouts.
     """
 
     def __init__(
@@ -154,7 +145,6 @@ class Actor:
     ) -> None:
         self.policy, self.envs, self.generator, self.tape = policy, envs, generator, tape
         self.extra_sticky = 0.0
-        self.temperature = 1.0
         self._played: Tensor | None = None
         self._beat = beat
         self._device = next(policy.parameters()).device
@@ -213,7 +203,7 @@ class Actor:
         )
         if not logits.isfinite().all():
             raise NonFiniteLossError("the policy's outputs are not finite")
-        action = self.policy.distribution(logits, self._temperatures()).sample(self.generator).cpu()
+        action = self.policy.distribution(logits).sample(self.generator).cpu()
         self._pending = (self._start, action, logits)
         self._played = self._repeat_some(action)
         acted = perf_counter()
@@ -221,12 +211,6 @@ class Actor:
         self._acting += acted - began
         self._emulation += perf_counter() - acted
         self._beat()
-
-    def _temperatures(self) -> Tensor | None:
-        """Return the games' temperatures [B]; None if all are 1."""
-        if self.temperature == 1:
-            return None
-        return temperatures(self.temperature, self.envs.num_envs).to(self._device)
 
     def _repeat_some(self, action: Tensor) -> Tensor:
         """Return `action` [B, …], or what was played before where that is to be repeated."""
@@ -270,10 +254,7 @@ class Actor:
         bootstrap = self._value(self._seen, self._start)
         columns = [torch.stack(column) for column in zip(*self._steps, strict=True)]
         start, action, logits, reward, terminated, truncated, last_value = columns
-        temperature = self._temperatures()
-        if temperature is not None:
-            temperature = temperature.expand(len(action), -1)
-        distribution = self.policy.distribution(logits, temperature)
+        distribution = self.policy.distribution(logits)
         log_prob = distribution.log_prob(action.to(self._device)).float().cpu()
         rollout = Rollout(
             observation=self._observations,
@@ -286,7 +267,6 @@ class Actor:
             truncation_value=last_value,
             bootstrap_value=bootstrap,
             initial_state=self._initial_state,
-            temperature=None if temperature is None else temperature.cpu(),
             tape=self.tape,
             episodes=self._episodes,
             emulation_seconds=self._emulation,
@@ -301,13 +281,6 @@ class Actor:
         """Return V of observations that follow the last action, [B]."""
         seen = torch.as_tensor(observation).to(self._device)
         return self.policy.value(seen, self._state, start.to(self._device)).float().cpu()
-
-
-def temperatures(highest: float, n_games: int) -> Tensor:
-    """Return temperatures for the games, [B]: 1 for the first quarter, then evenly up to the `highest`, which a single game has."""
-    if n_games == 1:
-        return torch.tensor([highest])
-    return torch.linspace(-1 / 3, 1, n_games).clamp_min(0) * (highest - 1) + 1
 
 
 def play(actors: Sequence[Actor], n_steps: int) -> list[Rollout]:

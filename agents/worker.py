@@ -17,7 +17,6 @@ from neurocoder.agents import denormals
 from neurocoder.agents.a3c import (
     A3CConfig,
     assessed,
-    exploration_temperature,
     extra_sticky,
     learning_rate,
     loss_and_metrics,
@@ -249,7 +248,6 @@ class Worker:
         sticky = extra_sticky(config, self.board.agent_steps, self.spec.total_steps)
         for actor in self._actors:
             actor.extra_sticky = sticky
-            actor.temperature = exploration_temperature(config, self.board.agent_steps)
         with self._precision:
             rollouts = play(self._actors, config.n_steps)
         diagnostics = int(self.model.updates) % DIAGNOSED == 0

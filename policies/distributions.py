@@ -135,25 +135,18 @@ def n_action_parameters(space: gym.Space) -> int:
     )
 
 
-def make_distribution(
-    space: gym.Space, parameters: Tensor, log_std: Tensor | None, temperature: Tensor | None = None
-) -> ActionDistribution:
-    """Return the distribution over actions of `space` for head outputs `parameters` [..., n].
-
-    With a `temperature` [...] T, that whose densities are to the power of 1/T what they were: above 1 it is wider.
-    """
-    wider = None if temperature is None else temperature.unsqueeze(-1)
+def make_distribution(space: gym.Space, parameters: Tensor, log_std: Tensor | None) -> ActionDistribution:
+    """Return the distribution over actions of `space` for head outputs `parameters` [..., n]."""
     if isinstance(space, gym.spaces.Box):
         assert log_std is not None
-        return DiagonalGaussian(parameters, log_std if wider is None else log_std + wider.log() / 2)
-    logits = parameters if wider is None else parameters / wider
+        return DiagonalGaussian(parameters, log_std)
     match space:
         case gym.spaces.Discrete():
-            return Categorical(logits)
+            return Categorical(parameters)
         case gym.spaces.MultiDiscrete():
-            return MultiCategorical(logits, [int(n) for n in space.nvec])
+            return MultiCategorical(parameters, [int(n) for n in space.nvec])
         case _:
-            return Bernoulli(logits)
+            return Bernoulli(parameters)
 
 
 def to_env_action(space: gym.Space, action: Tensor) -> np.ndarray:

@@ -52,11 +52,6 @@ class Encoder(nn.Module):
         """Return observations [B, ...] as the first layer takes them: floats, uint8 divided by 255 or standardised."""
         raise NotImplementedError
 
-    def newest(self, observation: Tensor) -> Tensor:
-        """Return the last channel [B, H, W] of images [B, C, H, W] as the first layer takes it: the newest frame of a stack."""
-        newest = observation[:, -1:]
-        return self.scaled(newest).reshape(newest[:, 0].shape)  # flat encoders scale what they have flattened
-
     def stages(self) -> Iterator[nn.Module]:
         """Yield the layers in the order in which ``forward`` applies them to what :meth:`scaled` returned.
 

@@ -197,11 +197,6 @@ class ImageEncoder(Encoder):
         # in place: the conversion made a copy
         return x.mul_(1 / 255) if self.pixels is None else self.pixels(observation, x)
 
-    def newest(self, observation: Tensor) -> Tensor:
-        if self.pixels is None or observation.dtype != torch.uint8:
-            return super().newest(observation)
-        return self.pixels.of_newest(observation)
-
     @property
     def standardizes(self) -> bool:
         return self.pixels is not None

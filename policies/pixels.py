@@ -58,12 +58,6 @@ class PixelStandardisation(nn.Module):
         few = torch.compiler.is_compiling() or len(frames) < FEW
         return image.masked_fill_(padding, 0) if few or padding.any() else image
 
-    def of_newest(self, frames: Tensor) -> Tensor:
-        """Return the last of uint8 `frames` [B, C, H, W] standardised: [B, H, W]."""
-        newest = frames[:, -1]
-        image = newest.to(self.mean.dtype).sub_(self.mean[..., -1]).mul_(self.factor[..., -1])
-        return image.masked_fill_(is_padding(frames[:, -1:])[:, 0], 0)
-
     def of_blocks(self, frames: Tensor, blocks: Tensor) -> Tensor:
         """Return what :meth:`forward` does, cut into blocks (``neurocoder.policies.blocks``); `blocks` are overwritten."""
         height, width, channels = self.mean.shape

@@ -1,6 +1,5 @@
 """The composed policy: encoder → core → actor and critic heads, with explicit state."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ from neurocoder.policies.cores import CORES, State, core_options, make_core
 from neurocoder.policies.distributions import ActionDistribution, make_distribution, n_action_parameters
 from neurocoder.policies.encoders import ENCODERS, default_encoder, encoder_options, make_encoder
 from neurocoder.policies.heads import HEADS, Head, HeadsSideBySide, head_options, make_head, options_for
-from neurocoder.policies.reconstruction import Reconstruction
 from neurocoder.policies.tape import Tape
 
 # Multiplied into the heads' weights once, at initialisation, so that a fresh agent acts uniformly and
@@ -54,12 +52,6 @@ class PolicyConfig:
     critic: bool = True
     """Whether there is a value head. Without one the policy is a predictor: its only head starts at full scale, with
     the head's own defaults."""
-    reconstruction: float = 0.0
-    """Weight of an auxiliary loss: the share of the newest frame's variance that a linear decoder of what the heads see leaves
-    unexplained. Images only; 0: no decoder."""
-    reconstruct_movement: bool = False
-    """Whether the decoder, where there is one, paints the newest frame less the one before, too; the shares of both count half. Single
-    frames have none before, and are painted alone."""
     task_heads: int = 0
     """Heads of a predictor side by side, each with its share of the outputs. 0: one, or in scenario task of continual
     learning one for each task."""
@@ -73,12 +65,6 @@ class PolicyConfig:
             lookup(known, value, field_name)
         require(self.core_size >= 1, "policy.core_size", self.core_size, ">= 1")
         require(self.task_heads >= 0, "policy.task_heads", self.task_heads, ">= 0")
-        require(
-            math.isfinite(self.reconstruction) and self.reconstruction >= 0,
-            "policy.reconstruction",
-            self.reconstruction,
-            "finite and >= 0",
-        )
         alone = self.task_heads <= 1 or not self.critic
         require(
             alone, "policy.task_heads", self.task_heads, "0 or 1 with a critic: only predictors have several"
@@ -194,18 +180,6 @@ class Policy(nn.Module):
             self.log_std = torch.zeros(n_parameters)  # a predictor's stays as it is
             if config.critic:
                 self.log_std = nn.Parameter(self.log_std)
-        self.reconstruction: Reconstruction | None = None
-        self._paints_movement = False
-        if config.reconstruction:  # last, so that the weights above are drawn the same without it
-            if len(shape) != 3:
-                raise ConfigError(
-                    f"policy.reconstruction={config.reconstruction} needs image observations [channels, height, "
-                    f"width], got shape {shape}; set it to 0"
-                )
-            self._paints_movement = config.reconstruct_movement and shape[0] > 1
-            self.reconstruction = Reconstruction(
-                self.core.out_features, *shape[1:], pictures=1 + self._paints_movement
-            )
 
     def _head(self, n_outputs: int, scales: dict[str, float]) -> Head:
         given = options_for(self.config.head, self.config.head_config)
@@ -292,28 +266,6 @@ class Policy(nn.Module):
         features, state = self.core(features, state, episode_start)
         return _full(features), state
 
-    def unexplained(self, observation: Tensor, features: Tensor) -> Tensor:
-        """Return the share of the variance of `observation`'s newest frames that `features` leave unexplained: a scalar.
-
-        With ``config.reconstruct_movement`` and stacks of frames, the mean of this share and that of what changed since the frames before.
-
-        ``config.reconstruction`` times this is to be added to the loss. Zero for a policy without a decoder.
-
-        =========== ============ =========================
-        observation ..., C, H, W
-        features    ..., F       what the heads see of it
-        =========== ============ =========================
-        """
-        if self.reconstruction is None:
-            return features.new_zeros(())
-        with torch.autocast(features.device.type, enabled=False):
-            frames = observation.flatten(0, -4)
-            newest = self.encoder.newest(frames).float()
-            pictures = [newest]
-            if self._paints_movement:
-                pictures.append(newest - self.encoder.newest(frames[:, :-1]).float())
-            return self.reconstruction.loss(features.flatten(0, -2), *pictures)
-
     def _features_with_aux(
         self, observation: Tensor, state: State, episode_start: Tensor
     ) -> tuple[Tensor, State, Tensor]:
@@ -324,9 +276,9 @@ class Policy(nn.Module):
         of_core = self.core.aux_loss(features)
         return features, state, auxiliary if of_core is None else auxiliary + of_core
 
-    def distribution(self, logits: Tensor, temperature: Tensor | None = None) -> ActionDistribution:
-        """Return the distribution over actions for head outputs `logits` [..., A], at a `temperature` [...] other than 1."""
-        return make_distribution(self.action_space, logits, self.log_std, temperature)
+    def distribution(self, logits: Tensor) -> ActionDistribution:
+        """Return the distribution over actions for head outputs `logits` [..., A]."""
+        return make_distribution(self.action_space, logits, self.log_std)
 
     def aux_loss(self) -> Tensor:
         """Return the part of the heads' auxiliary losses that depends on parameters only."""

@@ -137,12 +137,6 @@ class TrainConfig:
             self.policy.critic,
             "true with agent a3c",
         )
-        require(
-            self.agent == "a3c" or not self.policy.reconstruction,
-            "policy.reconstruction",
-            self.policy.reconstruction,
-            "0 but with agent a3c",
-        )
         games = self.a3c.games_per_rollout
         require(
             self.agent != "a3c" or self.policy.core == "none" or games % self.a3c.minibatches == 0,

@@ -98,7 +98,7 @@ class SequenceSession(A3CSession):
         a3c = replace(  # schedules of the run, not of the game
             spec.a3c,
             lr_steps=spec.a3c.lr_steps or total,
-            extra_sticky_steps=spec.a3c.extra_sticky_steps or max(total, spec.a3c.extra_sticky_start + 1),
+            extra_sticky_steps=spec.a3c.extra_sticky_steps or total,
         )
         self.spec = replace(spec, a3c=a3c, total_steps=(self.task + 1) * self.steps_per_game, penalty=penalty)
 

@@ -51,14 +51,13 @@ VTRACE, A3C, HOGWILD, ROLLOUT, WORKER, SUPERVISE, PROCESSES, PLAYER = (
     for name in ("vtrace", "a3c", "hogwild", "rollout", "worker", "supervisor", "processes", "player")
 )
 PROBES, IMPORTANCE, CONTINUAL = (f"agents/{name}.py" for name in ("probes", "importance", "continual"))
-SIDE_BY_SIDE, POLICY = "policies/heads/side_by_side.py", "policies/policy.py"
-CALIBRATION, PIXELS, IMAGE_ENCODER, RECONSTRUCTION, ENCODER_BASE = (
-    f"policies/{name}.py"
-    for name in ("calibration", "pixels", "image_encoder", "reconstruction", "encoder_base")
+SIDE_BY_SIDE = "policies/heads/side_by_side.py"
+CALIBRATION, PIXELS, IMAGE_ENCODER = (
+    f"policies/{name}.py" for name in ("calibration", "pixels", "image_encoder")
 )
 SB3_LAYERS, SB3_ACTOR_CRITIC = (f"policies/sb3/{name}.py" for name in ("layers", "actor_critic"))
 BLOCKS, NTM_CORE, EVALUATOR = "policies/blocks.py", "policies/ntm/core.py", "runs/evaluator.py"
-SB3_ENVS, DISTRIBUTIONS = "envs/sb3.py", "policies/distributions.py"
+SB3_ENVS = "envs/sb3.py"
 RECORDER, FRAMES, EMULATION, PROGRAMS, EPISODE, PICKS, PAGE = (
     f"runs/replay/{name}.py"
     for name in ("recorder", "frames", "emulation", "programs", "episode", "picks", "page")
@@ -306,22 +305,6 @@ MUTANTS = [
     Mutant(PIXELS, "image.masked_fill_(padding, 0) if", "image if", "pixels"),
     Mutant(PIXELS, "correction=0", "correction=1", "pixels"),
     Mutant(IMAGE_ENCODER, "if standardize and scaled", "if standardize", "pixels"),
-    Mutant(PIXELS, "newest = frames[:, -1]", "newest = frames[:, 0]", "reconstruction"),
-    Mutant(PIXELS, "self.factor[..., -1]", "self.factor[..., 0]", "reconstruction"),
-    Mutant(PIXELS, "image.masked_fill_(is_padding(frames[:, -1:])[:, 0], 0)", "image", "reconstruction"),
-    Mutant(ENCODER_BASE, "newest = observation[:, -1:]", "newest = observation[:, :1]", "reconstruction"),
-    Mutant(RECONSTRUCTION, "(wanted - wanted.mean(0))", "(wanted - wanted.mean())", "reconstruction"),
-    Mutant(RECONSTRUCTION, ".square().sum() / variation", ".square().mean() / variation", "reconstruction"),
-    Mutant(RECONSTRUCTION, "variation > 0", "variation > 1", "reconstruction"),
-    Mutant(RECONSTRUCTION, "FIRST_SCALE)", "1.0)", "reconstruction"),
-    Mutant(A3C, "policy.config.reconstruction * unexplained", "unexplained", "reconstruction"),
-    Mutant(RECONSTRUCTION, "torch.stack(shares).mean()", "shares[0]", "reconstruction"),
-    Mutant(
-        POLICY,
-        "newest - self.encoder.newest(frames[:, :-1])",
-        "newest + self.encoder.newest(frames[:, :-1])",
-        "reconstruction",
-    ),
     Mutant(IMAGE_ENCODER, "else self.pixels(images, seen)", "else seen", "tape"),
     Mutant(IMAGE_ENCODER, "weight = weight * (1 / 255)", "pass", "blocks"),
     Mutant(
@@ -353,54 +336,18 @@ MUTANTS = [
     ),
     Mutant(ROLLOUT, "self._played = saved.played", "pass", EXACT),
     Mutant(
-        ROLLOUT, "torch.linspace(-1 / 3, 1, n_games)", "torch.linspace(0, 1, n_games)", "agents/test_a3c.py"
-    ),
-    Mutant(
-        ROLLOUT,
-        "distribution(logits, self._temperatures()).sample",
-        "distribution(logits).sample",
-        "agents/test_a3c.py",
-    ),
-    Mutant(
-        ROLLOUT,
-        "distribution = self.policy.distribution(logits, temperature)",
-        "distribution = self.policy.distribution(logits)",
-        "agents/test_a3c.py",
-    ),
-    Mutant(
-        A3C,
-        "policy.distribution(logits, None if temperature is None else temperature.to(logits.device))",
-        "policy.distribution(logits)",
-        "agents/test_a3c.py",
-    ),
-    Mutant(
-        A3C,
-        "at_one = acted if rollout.temperature is None else",
-        "at_one = acted if True else",
-        "agents/test_a3c.py",
-    ),
-    Mutant(
-        WORKER,
-        "actor.temperature = exploration_temperature(config, self.board.agent_steps)",
-        "pass",
-        "agents/test_a3c.py",
-    ),
-    Mutant(
-        A3C,
-        "if agent_steps >= config.exploration_start",
-        "if agent_steps > config.exploration_start",
-        "agents/test_a3c.py",
-    ),
-    Mutant(DISTRIBUTIONS, "log_std + wider.log() / 2", "log_std + wider.log()", "distributions"),
-    Mutant(DISTRIBUTIONS, "parameters / wider", "parameters * wider", "distributions"),
-    Mutant(
         A3C,
         "config.entropy_coefficient + fallen",
         "config.entropy_coefficient - fallen",
         "agents/test_a3c.py",
     ),
-    Mutant(A3C, "if not start <= agent_steps < end:", "if agent_steps >= end:", "agents/test_a3c.py"),
-    Mutant(A3C, "(agent_steps - start) / (end - start)", "agent_steps / end", "agents/test_a3c.py"),
+    Mutant(
+        A3C,
+        "min(1.0, agent_steps / (config.extra_sticky_steps or total_steps))",
+        "agent_steps / (config.extra_sticky_steps or total_steps)",
+        "agents/test_a3c.py",
+    ),
+    Mutant(A3C, "config.extra_sticky_steps or total_steps", "total_steps", "agents/test_a3c.py"),
     Mutant(A3C, "config.extra_sticky * (1 - done)", "config.extra_sticky * done", "agents/test_a3c.py"),
     Mutant(WORKER, "actor.extra_sticky = sticky", "pass", "agents/test_a3c.py"),
     Mutant(CORES, "gradients = below + gradients", "gradients = gradients + below", "cores"),

@@ -199,20 +199,11 @@ def _announce(config: "TrainConfig", policy: Any, path: Path) -> None:
         if config.a3c.sync:
             how += ", in step (A2C)"
     print(f"{how}, {config.steps:,} agent steps, seed {config.seed}; writing {path}", flush=True)
-    start, share = config.a3c.extra_sticky_start, config.a3c.extra_sticky
-    if config.agent == "a3c" and share and start < config.steps:
-        since = f"from {start:,} agent steps on " if start else ""
+    share = config.a3c.extra_sticky
+    if config.agent == "a3c" and share:
         print(
-            f"{since}training games repeat {share:.0%} more of their actions, falling to none at "
+            f"training games repeat {share:.0%} more of their actions, falling to none at "
             f"{config.a3c.extra_sticky_steps or config.steps:,} agent steps; evaluations do not",
-            flush=True,
-        )
-    hottest = config.a3c.exploration_temperature
-    start = config.a3c.exploration_start
-    if config.agent == "a3c" and hottest > 1 and start < config.steps:
-        since = f"from {start:,} agent steps on " if start else ""
-        print(
-            f"{since}training games draw their actions at temperatures from 1 to {hottest:g}; evaluations at 1",
             flush=True,
         )
 

@@ -12,7 +12,6 @@ from neurocoder.agents.a3c import (
     A3CConfig,
     assessed,
     clipped_surrogate_loss,
-    exploration_temperature,
     extra_sticky,
     generalized_advantage,
     learning_rate,
@@ -23,7 +22,7 @@ from neurocoder.agents.a3c import (
     with_entropy_of,
 )
 from neurocoder.agents.hogwild import Board, SharedModel
-from neurocoder.agents.rollout import Actor, play, rollouts, temperatures
+from neurocoder.agents.rollout import Actor, play, rollouts
 from neurocoder.agents.worker import Worker
 from neurocoder.envs import make_vec
 from neurocoder.errors import ConfigError
@@ -177,18 +176,7 @@ def test_repeated_actions_grow_rarer_until_they_are_none():
     assert [extra_sticky(config, n, 100) for n in (0, 25, 100, 130)] == pytest.approx([0.4, 0.3, 0, 0])
     early = A3CConfig(extra_sticky=0.4, extra_sticky_steps=40)  # however long the run is
     assert [extra_sticky(early, n, 100) for n in (0, 10, 40, 90)] == pytest.approx([0.4, 0.3, 0, 0])
-    late = A3CConfig(extra_sticky=0.4, extra_sticky_start=20, extra_sticky_steps=60)
-    expected = [0, 0, 0.4, 0.3, 0.1, 0, 0]
-    assert [extra_sticky(late, n, 100) for n in (0, 19, 20, 30, 50, 60, 90)] == pytest.approx(expected)
-    assert extra_sticky(A3CConfig(extra_sticky=0.4, extra_sticky_start=200), 100, 100) == 0
     assert extra_sticky(A3CConfig(), 0, 100) == 0
-
-
-def test_temperatures_begin_at_their_start():
-    config = A3CConfig(exploration_temperature=3.0, exploration_start=20)
-    assert [exploration_temperature(config, n) for n in (0, 19, 20, 90)] == [1, 1, 3, 3]
-    assert exploration_temperature(A3CConfig(exploration_temperature=3.0), 0) == 3
-    assert exploration_temperature(A3CConfig(), 90) == 1
 
 
 def small_policy(core="none", head="linear"):
@@ -250,77 +238,6 @@ def test_every_game_repeats_as_often_as_it_was_asked_to():
         share = repeated[:, game].sum() / (changed & ~starts[1:])[:, game].sum()
         assert share == pytest.approx(0.2, abs=0.05)
     assert not (told != drawn)[starts].any()
-
-
-def hot_rollout(highest, steps):
-    """Return a policy whose logits are 3 and 0 everywhere, and a rollout of its four games."""
-    envs = make_vec("Clock-v0", 4)
-    policy = Policy(
-        envs.single_observation_space, envs.single_action_space, PolicyConfig(head="linear", core="none")
-    )
-    with torch.no_grad():
-        policy.actor.layer.weight.zero_()
-        policy.actor.layer.bias.copy_(torch.tensor([3.0, 0.0]))
-    actor = Actor(policy, envs, torch.Generator().manual_seed(0))
-    actor.temperature = highest
-    actor.reset(range(4))
-    (rollout,) = play([actor], steps)
-    return policy, rollout
-
-
-def test_training_games_draw_their_actions_at_temperatures():
-    assert temperatures(3.0, 4).tolist() == pytest.approx([1, 1 + 2 / 9, 1 + 10 / 9, 3])
-    assert temperatures(5.0, 16)[:5].tolist() == pytest.approx([1, 1, 1, 1, 1 + 4 / 45])
-    assert temperatures(5.0, 1).tolist() == [5.0]
-    _, rollout = hot_rollout(3.0, 4000)
-    assert rollout.temperature.shape == (4000, 4)
-    for game, temperature in enumerate(temperatures(3.0, 4).tolist()):
-        assert (rollout.temperature[:, game] == temperature).all()
-        share = 1 / (1 + np.exp(-3 / temperature))
-        first = rollout.action[:, game] == 0
-        assert float(first.float().mean()) == pytest.approx(share, abs=0.02)
-        expected = torch.where(first, np.log(share), np.log(1 - share)).float()
-        torch.testing.assert_close(rollout.log_prob[:, game], expected, rtol=1e-4, atol=1e-5)
-    assert hot_rollout(1.0, 5)[1].temperature is None
-
-
-def test_what_is_learned_from_a_game_is_the_policy_at_its_temperature():
-    """d log π_T(a) / d logits = (1[a] - π_T) / T, and the ratio of what acted to itself is 1."""
-    policy, rollout = hot_rollout(3.0, 50)
-    advantage = torch.randn(50, 4)
-    rollout = replace(rollout, advantage=advantage, target=torch.zeros(50, 4))
-    config = A3CConfig(value_coefficient=0.0, entropy_coefficient=0.0, clip_range=0.2)
-    for part, weights in (
-        (rollout, advantage),
-        (rollout.games(torch.tensor([3, 1])), advantage[:, [3, 1]]),
-        (rollout.steps(torch.tensor([7, 66, 199])), advantage.flatten()[[7, 66, 199]][None]),
-    ):
-        part = replace(part, advantage=weights, target=torch.zeros_like(weights))
-        policy.zero_grad()
-        loss, metrics = loss_and_metrics(policy, part, config, diagnostics=False)
-        loss.backward()
-        share = 1 / (1 + (-3 / part.temperature).exp())
-        towards_first = ((part.action == 0).float() - share) / part.temperature
-        expected = -(weights * towards_first).mean()
-        torch.testing.assert_close(policy.actor.layer.bias.grad, torch.stack((expected, -expected)))
-        assert metrics["off_policy"] == pytest.approx(0, abs=1e-6)
-        at_one = 1 / (1 + np.exp(-3.0))  # the bonus is for the policy itself
-        entropy = -at_one * np.log(at_one) - (1 - at_one) * np.log(1 - at_one)
-        assert metrics["entropy"] == pytest.approx(entropy, rel=1e-4)
-    assert (
-        float((assessed(policy, rollout, config).advantage - advantage).abs().max()) > 0
-    )  # it is computed anew
-
-
-def test_a_worker_tells_its_games_their_temperature_of_now():
-    spec, model = cartpole(
-        total_steps=32, n_steps=4, env_groups=2, exploration_temperature=2.5, exploration_start=12
-    )
-    worker = Worker(0, 0, spec, model, Board(1))
-    list(worker._start())
-    for expected in (1.0, 1.0, 2.5, 2.5):  # eight steps an update
-        list(worker._update())
-        assert [actor.temperature for actor in worker._actors] == [expected, expected]
 
 
 def test_a_worker_learns_with_the_entropy_s_coefficient_of_now():
@@ -437,19 +354,9 @@ def test_every_head_learns_with_its_loss_and_diagnostics(head):
         (dict(lr_final=-1e-4), "a3c.lr_final=-0.0001 must be finite and >= 0"),
         (dict(lr_steps=-1), "a3c.lr_steps=-1 must be >= 0"),
         (dict(extra_sticky=0.6), r"a3c.extra_sticky=0.6 must be in \[0, 0.5\]"),
-        (
-            dict(exploration_temperature=0.5),
-            "a3c.exploration_temperature=0.5 must be finite and >= 1",
-        ),
         (dict(entropy_steps=-1), "a3c.entropy_steps=-1 must be >= 0"),
         (dict(entropy_final=-1.0), "a3c.entropy_final=-1.0 must be finite and >= 0"),
         (dict(extra_sticky_steps=-1), "a3c.extra_sticky_steps=-1 must be >= 0"),
-        (dict(exploration_start=-1), "a3c.exploration_start=-1 must be >= 0"),
-        (dict(extra_sticky_start=-1), "a3c.extra_sticky_start=-1 must be >= 0"),
-        (
-            dict(extra_sticky_start=8, extra_sticky_steps=8),
-            "a3c.extra_sticky_start=8 must be below extra_sticky_steps=8",
-        ),
         (dict(lr_schedule="exponential"), 'a3c.lr_final=0.0 must be > 0 with lr_schedule="exponential"'),
         (dict(optimizer="sgd"), "a3c.optimizer='sgd' must be one of"),
         (dict(reward_clip=-1.0), "a3c.reward_clip=-1.0"),

@@ -46,29 +46,6 @@ def test_log_prob_and_entropy_agree_with_torch(name):
     torch.testing.assert_close(made.entropy(), entropy.expand(6, 3))
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_a_temperature_is_the_root_of_the_densities(name):
-    """log p_T(a) = log p(a) / T + a constant of each row: for every action; and of independent parts, for each part."""
-    space = SPACES[name]
-    n = n_action_parameters(space)
-    logits, log_std = torch.randn(3, n).expand(50, 3, n), 0.3 * torch.randn(n)
-    temperature = torch.tensor([1.0, 2.0, 5.0])
-    at_one, made = (make_distribution(space, logits, log_std, each) for each in (None, temperature))
-    actions = at_one.sample()
-    difference = made.log_prob(actions) - at_one.log_prob(actions) / temperature
-    torch.testing.assert_close(difference, difference[:1].expand_as(difference), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(made.log_prob(actions)[:, 0], at_one.log_prob(actions)[:, 0])
-    assert (made.entropy()[:, 1:] > at_one.entropy()[:, 1:]).all()
-
-
-def test_at_a_temperature_probabilities_are_those_of_hand():
-    made = make_distribution(
-        gym.spaces.Discrete(2), torch.tensor([[4.0, 0.0]]).log1p(), None, torch.tensor([2.0])
-    )
-    share = 5**0.5 / (5**0.5 + 1)
-    torch.testing.assert_close(made.log_probs.exp(), torch.tensor([[share, 1 - share]]))
-
-
 def test_samples_follow_the_probabilities():
     logits = torch.tensor([0.0, 1.0, -1.0]).expand(20_000, 3)
     drawn = make_distribution(gym.spaces.Discrete(3), logits, None).sample()

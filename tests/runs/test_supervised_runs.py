@@ -126,14 +126,6 @@ def test_sequences_are_trained_and_scored_too(tmp_path: Path, capsys: pytest.Cap
         ([ID, "--set", "env_options.wings=2"], "cannot be made: TypeError"),
         ([ID, "--set", "env_options.split=half"], "unknown split 'half'"),
         ([ID, "--agent", "a3c", "--set", "policy.critic=false"], "policy.critic=False must be true"),
-        (
-            [ID, "--set", "policy.reconstruction=0.5"],
-            "policy.reconstruction=0.5 must be 0 but with agent a3c",
-        ),
-        (
-            ["CartPole-v1", "--set", "policy.reconstruction=0.5"],
-            "policy.reconstruction=0.5 needs image observations",
-        ),
         ([ID, "--set", "supervised.batch_size=0"], "supervised.batch_size=0 must be >= 1"),
         ([ID, "--set", "supervised.momentm=0.5"], "did you mean 'momentum'"),
         ([ID, "--encoder", "lenett"], "unknown encoder 'lenett'; did you mean 'lenet'"),
