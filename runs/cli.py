@@ -2,7 +2,7 @@
 
 import sys
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnusedCliTokensError
 from rich.console import Console
 
 from neurocoder import __version__
@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = app(tokens, exit_on_error=False, print_error=False, console=Console(soft_wrap=False))
         return result if isinstance(result, int) else 0
+    except UnusedCliTokensError as error:
+        return _report(_left_over(error), 2)
     except CycloptsError as error:
         return _report(str(error), 2)
     except NeurocoderError as error:
@@ -48,6 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _report("interrupted", 130)
+
+
+def _left_over(error: UnusedCliTokensError) -> str:
+    """Return what to say of words that no argument of the command takes, such as the second of ``--presets a3c nature``."""
+    words = " ".join(error.unused_tokens or ())
+    command = " ".join(("neurocoder", *(error.command_chain or ())))
+    return f"unexpected {words!r}: {command} --help tells what it takes; several names of one option are joined by commas, a3c,nature"
 
 
 def _report(message: str, code: int) -> int:

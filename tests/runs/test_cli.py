@@ -504,6 +504,17 @@ def test_an_unknown_command_offers_the_near_one(arguments: list[str], message: s
     assert message in refused(capsys, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "CartPole-v1", "Pong"], "unexpected 'Pong': neurocoder train --help"),
+        (["bench", "a3c", "--presets", "a3c", "nature", "a3g"], "'nature a3g': neurocoder bench a3c --help"),
+    ],
+)
+def test_words_that_nothing_takes_are_named(arguments: list[str], message: str, capsys: Capture) -> None:
+    assert message in refused(capsys, *arguments)
+
+
 def test_doctor_reports_on_this_machine(capsys: Capture) -> None:
     assert main(["doctor"]) in (0, 1)
     out = capsys.readouterr().out
